@@ -1,0 +1,144 @@
+# shellcheck shell=bash
+# What the scripts of this folder share: where things are cached, how progress
+# is shown, and how a process is started so that it can always be stopped again.
+# Sourced, never run.
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Outside the checkout, so that a fresh clone finds what an older one built.
+export CACHE=${PALISADE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/palisade}
+
+# stdout carries results (a URL, a path); everything said to people is stderr.
+say() { printf '%s\n' "$*" >&2; }
+die() {
+  say "error: $*"
+  exit 1
+}
+
+need() {
+  command -v "$1" >/dev/null || die "$1 is not installed: $2"
+}
+
+# with_progress TEXT LOG COMMAND...: runs COMMAND with its output in LOG and says
+# every ten seconds that it still runs, for how long, and its last line.
+with_progress() {
+  local text=$1 log=$2 pid began=$SECONDS status=0 said=$SECONDS
+  shift 2
+  say "$text ..."
+  "$@" >"$log" 2>&1 </dev/null &
+  pid=$!
+  # Without this a Ctrl-C would end the script and leave the compiler running.
+  # shellcheck disable=SC2064 # the pid of now is meant
+  trap "kill_tree $pid; exit 130" INT TERM
+  while kill -0 "$pid" 2>/dev/null; do
+    pause 0.2
+    if ((SECONDS - said >= 10)); then
+      said=$SECONDS
+      say "$text ... $((SECONDS - began)) s: $(tail -n 1 "$log" | cut -c1-100)"
+    fi
+  done
+  wait "$pid" || status=$?
+  trap - INT TERM
+  if ((status != 0)); then
+    tail -n 30 "$log" >&2
+    say "error: $text failed (exit code $status) after $((SECONDS - began)) s; its log: $log"
+    return "$status"
+  fi
+  if ((SECONDS - began >= 10)); then say "$text: done in $((SECONDS - began)) s"; fi
+}
+
+# kill_tree PID: the process and what it started, children first.
+kill_tree() {
+  local child children=()
+  read -ra children 2>/dev/null <"/proc/$1/task/$1/children" || true
+  for child in "${children[@]}"; do kill_tree "$child"; done
+  kill "$1" 2>/dev/null || true
+}
+
+# pause SECONDS: a sleep that starts no process, because the watchdogs of a test
+# run poll all the time.
+exec {PAUSE_FD}<> <(:)
+pause() { read -rt "$1" -u "$PAUSE_FD" _ || true; }
+
+# proc_start PID: sets REPLY to the process's start time in ticks since boot, or
+# to nothing if it does not run. PID and start time together name a process for
+# good: a PID alone may have been given to another one. Starts no process itself.
+proc_start() {
+  local stat fields
+  REPLY=
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+  # The name, in parentheses, may hold anything: read behind the last one.
+  read -ra fields <<<"${stat##*) }"
+  case ${fields[0]} in Z | X) return 0 ;; esac
+  REPLY=${fields[19]}
+}
+
+# spawn DIR NAME COMMAND...: a process of its own session (a Ctrl-C meant for the
+# script does not reach it), its output in DIR/NAME.log, its PID in DIR/NAME.pid.
+# The child writes these itself before it becomes COMMAND: there is no moment in
+# which it runs and nobody could find it. Returns when they are written.
+spawn() {
+  local dir=$1 name=$2
+  shift 2
+  rm -f "$dir/$name.pid"
+  (
+    proc_start "$BASHPID"
+    echo "$REPLY" >"$dir/$name.start"
+    echo "$BASHPID" >"$dir/$name.pid"
+    exec {PAUSE_FD}>&-
+    exec setsid "$@" </dev/null >>"$dir/$name.log" 2>&1
+  ) &
+  until [[ -s $dir/$name.pid ]]; do pause 0.002; done
+}
+
+# running DIR NAME: whether the process that spawn started still runs; its PID in REPLY.
+running() {
+  local pid start
+  { read -r pid <"$1/$2.pid" && read -r start <"$1/$2.start"; } 2>/dev/null || return 1
+  proc_start "$pid"
+  [[ -n $REPLY && $REPLY == "$start" ]] || return 1
+  REPLY=$pid
+}
+
+# halt DIR NAME SIGNAL SECONDS: sends SIGNAL, waits, and kills what is left then.
+halt() {
+  local dir=$1 name=$2 signal=$3 seconds=$4 pid deadline
+  if running "$dir" "$name"; then
+    pid=$REPLY
+    kill -s "$signal" "$pid" 2>/dev/null || true
+    # A frozen process keeps every signal but SIGKILL until it is thawed.
+    kill -s CONT "$pid" 2>/dev/null || true
+    deadline=$((SECONDS + seconds))
+    while running "$dir" "$name"; do
+      if ((SECONDS > deadline)); then
+        kill -s KILL "$pid" 2>/dev/null || true
+        # In uninterruptible sleep even this takes a while; forever would be a lie.
+        if ((SECONDS > deadline + 10)); then die "$name (PID $pid) does not end"; fi
+      fi
+      pause 0.02
+    done
+  fi
+  rm -f "$dir/$name.pid" "$dir/$name.start"
+}
+
+# watch_parent DIR PID COMMAND...: runs COMMAND as soon as PID is gone, however it
+# went. This is what cleans up after a test run that was killed.
+watch_parent() {
+  local dir=$1 parent=$2
+  shift 2
+  proc_start "$parent"
+  [[ -n $REPLY ]] || die "--parent $parent: no such process"
+  spawn "$dir" watchdog bash "$REPO/hack/watchdog.sh" "$dir" "$parent" "$REPLY" "$@"
+}
+
+# free_port: sets REPLY to a port of 127.0.0.1 on which nobody listens. Below the
+# range that the kernel gives to outgoing connections. Somebody else may take it
+# before it is used: whoever uses it tries again with another one.
+free_port() {
+  while :; do
+    REPLY=$((RANDOM % 12000 + 20000))
+    listening "$REPLY" || return 0
+  done
+}
+
+# listening PORT: whether somebody accepts connections there.
+listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }

@@ -1,0 +1,200 @@
+#!/usr/bin/env bash
+# A throwaway Postgres on a free port of 127.0.0.1.
+#
+#   hack/postgres.sh start DIR [--parent PID]   prints its URL, the only line on stdout
+#   hack/postgres.sh stop DIR                   at once, without a checkpoint; safe to repeat
+#   hack/postgres.sh run PROGRAM [ARGS...]      a program of this Postgres (pg_basebackup, ...)
+#                                               as the user that the server runs as
+#   hack/postgres.sh ensure                     only sees to it that a Postgres is installed
+#
+# With --parent the server is stopped when process PID ends, however it ends.
+# A second start with the same DIR goes on with its data. Files in DIR: data/,
+# postgres.log, postgres.pid, the Unix socket. The server refuses to run as root,
+# so root runs it as user postgres, who must be able to reach DIR (/root is closed).
+#
+# PALISADE_PG_BIN     folder of initdb and postgres; else the newest one installed
+# PALISADE_PG_USER    the user to run as, when root (postgres)
+# PALISADE_PG_FSYNC   on or off (on: some tests crash the server on purpose)
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+  sed -n '2,/^set -e/{/^set -e/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
+  exit 2
+}
+
+# find_bin: sets BIN, or leaves it empty.
+find_bin() {
+  local dir
+  BIN=${PALISADE_PG_BIN:-}
+  if [[ -n $BIN ]]; then
+    [[ -x $BIN/postgres && -x $BIN/initdb ]] || die "PALISADE_PG_BIN=$BIN has no postgres and initdb"
+    return
+  fi
+  for dir in $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -rV); do
+    if [[ -x $dir/postgres && -x $dir/initdb ]]; then
+      BIN=$dir
+      return
+    fi
+  done
+  # Elsewhere than on Debian the server's programs are simply in the PATH.
+  if command -v initdb >/dev/null && command -v postgres >/dev/null; then
+    BIN=$(dirname "$(command -v initdb)")
+  fi
+}
+
+ensure_bin() {
+  find_bin
+  [[ -z $BIN ]] || return 0
+  if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+    die "no Postgres server found: install postgresql (15 or newer), or set PALISADE_PG_BIN to the folder of its programs"
+  fi
+  mkdir -p "$CACHE"
+  # Two runs at once would fail on apt's own lock; the second one waits here.
+  exec {lock}>"$CACHE/apt.lock"
+  flock "$lock"
+  find_bin
+  [[ -n $BIN ]] || install_bin
+  exec {lock}>&-
+  find_bin
+  [[ -n $BIN ]] || die "Postgres was installed, but its programs are not in /usr/lib/postgresql"
+}
+
+# The package also makes a cluster "main", and may start it; it is not used here.
+install_bin() {
+  local package=postgresql-15 log=$CACHE/apt.log
+  export DEBIAN_FRONTEND=noninteractive
+  with_progress "updating the list of packages" "$log" apt-get update -q
+  apt-cache show "$package" >/dev/null 2>&1 || package=postgresql
+  with_progress "installing $package" "$log" apt-get install -qy --no-install-recommends "$package"
+}
+
+# set_as: sets AS, the words before a command that run it as the server's user.
+# setpriv becomes the command; runuser would stay as a parent that has to be
+# killed as well.
+set_as() {
+  AS=()
+  ((EUID == 0)) || return 0
+  local user=${PALISADE_PG_USER:-postgres}
+  id -u "$user" >/dev/null 2>&1 || die "Postgres does not run as root, and there is no user $user: set PALISADE_PG_USER"
+  # The empty environment: none of root's settings (PGHOST, LC_ALL, ...) leaks in.
+  AS=(setpriv --reuid "$user" --regid "$(id -g "$user")" --init-groups --
+    env -i "PATH=$BIN:/usr/bin:/bin" "HOME=/" "TZ=UTC" "LC_ALL=C.UTF-8")
+}
+
+# prepare DIR: sees to it that the server's user can use DIR.
+prepare() {
+  local dir=$1 user
+  mkdir -p "$dir"
+  if ((EUID == 0)); then
+    user=${PALISADE_PG_USER:-postgres}
+    chown "$user" "$dir"
+    "${AS[@]}" test -x "$dir" -a -w "$dir" ||
+      die "user $user cannot reach $dir: choose a folder below /tmp, all of whose parents are open to everyone"
+  fi
+  [[ ! -e $dir/data/PG_VERSION ]] || return 0
+  # trust: everyone who can connect to this machine's loopback is let in as
+  # anyone. Right for a throwaway that holds nothing, wrong for anything else.
+  "${AS[@]}" "$BIN/initdb" --pgdata "$dir/data" --username postgres --auth trust \
+    --encoding UTF8 --locale C.UTF-8 --no-sync >"$dir/initdb.log" 2>&1 ||
+    die "initdb failed: $(tail -n 5 "$dir/initdb.log")"
+}
+
+# launch DIR PORT: one try. 0: it is ready; 1: the port was taken.
+launch() {
+  local dir=$1 port=$2 sockets=$1 state before began=$SECONDS
+  # A socket's path has at most 107 bytes; TCP is enough where it does not fit.
+  ((${#dir} < 80)) || sockets=
+  before=$(stat -c %s "$dir/postgres.log" 2>/dev/null || echo 0)
+  spawn "$dir" postgres "${AS[@]}" "$BIN/postgres" -D "$dir/data" -p "$port" \
+    -c listen_addresses=127.0.0.1 -c unix_socket_directories="$sockets" \
+    -c max_connections=300 -c fsync="${PALISADE_PG_FSYNC:-on}" \
+    -c logging_collector=off -c log_destination=stderr \
+    -c "log_line_prefix=%m [%p] %q%u/%a "
+  while :; do
+    if ! running "$dir" postgres; then
+      if tail -c "+$((before + 1))" "$dir/postgres.log" | grep -q 'Address already in use'; then return 1; fi
+      die "Postgres did not start: $(tail -n 5 "$dir/postgres.log")"
+    fi
+    # The server writes its state into line 8 of this file, as pg_ctl reads it.
+    state=$(sed -n 8p "$dir/data/postmaster.pid" 2>/dev/null || true)
+    if [[ $state == ready* ]]; then return 0; fi
+    # Recovery after a crash may take its time.
+    ((SECONDS - began < 60)) || die "Postgres is not ready after 60 s; its log: $dir/postgres.log"
+    pause 0.03
+  done
+}
+
+start() {
+  local dir=$1 parent=$2 try
+  ensure_bin
+  set_as
+  if running "$dir" postgres; then die "a Postgres runs in $dir already (PID $REPLY)"; fi
+  stop "$dir" # what an earlier run that was killed may have left
+  prepare "$dir"
+  dir=$(cd "$dir" && pwd -P)
+  trap 'stop "$dir"' EXIT
+  trap 'exit 130' INT TERM HUP
+  # Before the server: from here on nothing can be left behind.
+  [[ -z $parent ]] || watch_parent "$dir" "$parent" "$REPO/hack/postgres.sh" stop "$dir"
+  # A restart keeps the port if it can: clients hold it in their URL.
+  REPLY=$(cat "$dir/port" 2>/dev/null || true)
+  [[ -n $REPLY ]] || free_port
+  for ((try = 1; try <= 20; try++)); do
+    echo "$REPLY" >"$dir/port"
+    if launch "$dir" "$REPLY"; then break; fi
+    ((try < 20)) || die "found no free port"
+    free_port
+  done
+  trap - EXIT INT TERM HUP
+  echo "postgres://postgres@127.0.0.1:$(cat "$dir/port")/postgres"
+}
+
+# strays DIR: the server's processes. Each works in DIR/data, and a backend whose
+# postmaster was killed while it was frozen is in no PID file and has no parent.
+strays() {
+  find /proc -maxdepth 2 -path '/proc/[0-9]*/cwd' -printf '%l\t%h\n' 2>/dev/null |
+    awk -F '\t' -v data="$1/data" '$1 == data { sub("/proc/", "", $2); print $2 }'
+}
+
+stop() {
+  local dir=$1 pid
+  [[ -d $dir ]] || return 0
+  dir=$(cd "$dir" && pwd -P)
+  halt "$dir" watchdog KILL 0
+  [[ -e $dir/postgres.pid ]] || return 0
+  # Thaw all first: the server waits for its backends to end.
+  for pid in $(strays "$dir"); do kill -s CONT "$pid" 2>/dev/null || true; done
+  halt "$dir" postgres QUIT 3
+  for pid in $(strays "$dir"); do kill -s KILL "$pid" 2>/dev/null || true; done
+}
+
+main() {
+  local verb=${1:-} dir=${2:-} parent=
+  case $verb in
+    start | stop) [[ -n $dir ]] || usage ;;
+    ensure)
+      ensure_bin
+      return
+      ;;
+    run)
+      shift
+      [[ $# -gt 0 ]] || usage
+      ensure_bin
+      set_as
+      exec "${AS[@]}" "$BIN/$1" "${@:2}"
+      ;;
+    *) usage ;;
+  esac
+  shift 2
+  while (($#)); do
+    case $1 in
+      --parent) parent=${2:?--parent needs a PID} && shift 2 ;;
+      *) usage ;;
+    esac
+  done
+  if [[ $verb == start ]]; then start "$dir" "$parent"; else stop "$dir"; fi
+}
+
+main "$@"
