@@ -1,0 +1,772 @@
+-- Sessions, leases, fences and epochs.
+--
+-- Lock order, everywhere: leases by name, sessions by id, progress, protected rows by table and key, ledger.
+-- Helpers without SECURITY DEFINER run as the function that called them; nobody else may call them (0004_grants.sql).
+SET LOCAL ROLE palisade_owner;
+
+-- ---------------------------------------------------------------- epochs
+
+-- Which incarnation of the database this is. The timeline comes from the WAL position: pg_control_checkpoint() still
+-- reads the old one after a promotion. The checkpointer restarts with every crash of a backend.
+CREATE FUNCTION palisade.incarnation(
+    OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamptz,
+    OUT checkpointer_start timestamptz, OUT checkpointer_pid integer, OUT name text)
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    SELECT c.system_identifier INTO incarnation.system_id FROM pg_catalog.pg_control_system() AS c;
+    timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+    postmaster_start := pg_postmaster_start_time();
+    SELECT a.backend_start, a.pid INTO incarnation.checkpointer_start, incarnation.checkpointer_pid
+        FROM pg_catalog.pg_stat_get_activity(NULL) AS a WHERE a.backend_type = 'checkpointer';
+    IF checkpointer_start IS NULL THEN
+        RAISE EXCEPTION 'palisade: the start of the checkpointer cannot be read'
+            USING ERRCODE = 'PS006', HINT = 'GRANT pg_read_all_stats TO palisade_owner';
+    END IF;
+    name := format('%s/%s/%s/%s', system_id, timeline,
+        (extract(epoch FROM postmaster_start) * 1000000)::bigint, (extract(epoch FROM checkpointer_start) * 1000000)::bigint);
+END
+$$;
+
+-- The epoch's number, or null where it was not established for this incarnation. Every call pays for it: no file is
+-- read here (the start of the postmaster stands for the system's identifier).
+CREATE FUNCTION palisade.current_epoch() RETURNS bigint
+LANGUAGE sql VOLATILE AS $$
+    SELECT e.number
+    FROM palisade.epoch AS e
+    WHERE e.postmaster_start = pg_postmaster_start_time()
+      AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+      AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a)
+$$;
+
+-- What every function that changes something does first. A caller's own settings must not weaken it:
+-- the answer may only be seen once it is durable, and the gate is only right under READ COMMITTED.
+CREATE FUNCTION palisade.begin_call() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'palisade: transaction_isolation is %, and must be read committed', current_setting('transaction_isolation')
+            USING ERRCODE = 'PS002', HINT = 'Call the function as a statement of its own, outside a transaction block.';
+    END IF;
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION palisade.epoch_status(
+    OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text,
+    OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+DECLARE
+    e palisade.epoch;
+    i record;
+BEGIN
+    SELECT * INTO i FROM palisade.incarnation();
+    SELECT * INTO e FROM palisade.epoch;
+    number := e.number;
+    established := palisade.current_epoch() IS NOT NULL;
+    incarnation := i.name;
+    timeline := i.timeline;
+    established_timeline := e.timeline;
+    IF e.number IS NOT NULL THEN
+        established_for := format('%s/%s/%s/%s', e.system_id, e.timeline,
+            (extract(epoch FROM e.postmaster_start) * 1000000)::bigint, (extract(epoch FROM e.checkpointer_start) * 1000000)::bigint);
+    END IF;
+    SELECT coalesce(max(l.token), 0) INTO epoch_status.highest_token FROM palisade.lease AS l;
+END
+$$;
+
+CREATE FUNCTION palisade.establish_epoch(number bigint, incarnation text) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    e palisade.epoch;
+    i record;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF establish_epoch.number IS NULL OR establish_epoch.number < 1 OR establish_epoch.number >= 2097152 THEN
+        RAISE EXCEPTION 'palisade: number is %, and must be between 1 and 2097151', establish_epoch.number USING ERRCODE = 'PS004';
+    END IF;
+    LOCK TABLE palisade.epoch IN SHARE ROW EXCLUSIVE MODE; -- there may be no row to lock yet; readers go on
+    SELECT * INTO i FROM palisade.incarnation();
+    IF establish_epoch.incarnation IS DISTINCT FROM i.name THEN
+        RETURN ('rejected', 'incarnation_changed', NULL, jsonb_build_object('incarnation', i.name))::palisade.answer;
+    END IF;
+    SELECT * INTO e FROM palisade.epoch;
+    IF e.number = establish_epoch.number AND palisade.current_epoch() IS NOT NULL THEN
+        RETURN ('replayed', NULL, NULL, jsonb_build_object('number', e.number))::palisade.answer;
+    END IF;
+    IF establish_epoch.number <= greatest(e.number, (SELECT max(l.token) / 4294967296 FROM palisade.lease AS l)) THEN
+        RETURN ('rejected', 'epoch_not_newer', NULL, jsonb_build_object('number', e.number))::palisade.answer;
+    END IF;
+    INSERT INTO palisade.epoch AS x (number, system_id, timeline, postmaster_start, checkpointer_start, checkpointer_pid, established_at)
+        VALUES (establish_epoch.number, i.system_id, i.timeline, i.postmaster_start, i.checkpointer_start, i.checkpointer_pid, clock_timestamp())
+    ON CONFLICT (singleton) DO UPDATE SET number = excluded.number, system_id = excluded.system_id, timeline = excluded.timeline,
+        postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start,
+        checkpointer_pid = excluded.checkpointer_pid, established_at = excluded.established_at;
+    -- By id: the lock order. Their leases are granted anew, under tokens of the new epoch.
+    PERFORM FROM palisade.session AS s WHERE s.closed_at IS NULL ORDER BY s.id FOR NO KEY UPDATE;
+    UPDATE palisade.session AS s SET closed_at = clock_timestamp() WHERE s.closed_at IS NULL;
+    INSERT INTO palisade.event (resource, kind, data, at)
+        VALUES ('epoch', 'epoch', jsonb_build_object('number', establish_epoch.number, 'incarnation', i.name), clock_timestamp());
+    RETURN ('applied', NULL, NULL, jsonb_build_object('number', establish_epoch.number))::palisade.answer;
+END
+$$;
+
+-- ---------------------------------------------------------------- sessions
+
+CREATE FUNCTION palisade.key_hash(key text) RETURNS bytea
+LANGUAGE sql IMMUTABLE AS $$ SELECT sha256(convert_to(key, 'UTF8')) $$;
+
+CREATE FUNCTION palisade.milliseconds(span interval) RETURNS bigint
+LANGUAGE sql IMMUTABLE AS $$ SELECT (extract(epoch FROM span) * 1000)::bigint $$;
+
+CREATE FUNCTION palisade.open_session(id uuid, key text, worker text, ttl interval) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    s     palisade.session;
+    v_now timestamptz;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF open_session.id IS NULL OR length(coalesce(open_session.key, '')) NOT BETWEEN 16 AND 512 THEN
+        RAISE EXCEPTION 'palisade: id must be a fresh UUID, and key a secret of 16 to 512 characters' USING ERRCODE = 'PS004';
+    END IF;
+    IF open_session.worker IS NULL OR length(open_session.worker) NOT BETWEEN 1 AND 253 THEN
+        RAISE EXCEPTION 'palisade: worker must be a name of 1 to 253 characters' USING ERRCODE = 'PS004';
+    END IF;
+    IF open_session.ttl IS NULL OR open_session.ttl NOT BETWEEN interval '1 second' AND interval '1 hour' THEN
+        RAISE EXCEPTION 'palisade: ttl is %, and must be between 1 second and 1 hour', open_session.ttl USING ERRCODE = 'PS004';
+    END IF;
+    IF palisade.current_epoch() IS NULL THEN
+        RETURN ('rejected', 'epoch_not_established', NULL, NULL)::palisade.answer;
+    END IF;
+    v_now := clock_timestamp();
+    INSERT INTO palisade.session (id, key_hash, worker, ttl, expires_at, opened_at)
+        VALUES (open_session.id, palisade.key_hash(open_session.key), open_session.worker, open_session.ttl, v_now + open_session.ttl, v_now)
+        ON CONFLICT (id) DO NOTHING;
+    IF FOUND THEN
+        RETURN ('applied', NULL, NULL, jsonb_build_object('left_ms', palisade.milliseconds(open_session.ttl)))::palisade.answer;
+    END IF;
+    -- The first try's answer was lost, or the id is not fresh.
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = open_session.id;
+    IF s.key_hash <> palisade.key_hash(open_session.key) THEN
+        RETURN ('rejected', 'wrong_key', NULL, NULL)::palisade.answer;
+    ELSIF s.closed_at IS NOT NULL OR s.expires_at <= clock_timestamp() THEN
+        RETURN ('rejected', 'session_closed', NULL, NULL)::palisade.answer;
+    END IF;
+    RETURN ('replayed', NULL, NULL, jsonb_build_object('left_ms', palisade.milliseconds(s.expires_at - clock_timestamp())))::palisade.answer;
+END
+$$;
+
+CREATE FUNCTION palisade.heartbeat(id uuid, key text) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    s      palisade.session;
+    v_now  timestamptz;
+    v_lost jsonb;
+BEGIN
+    PERFORM palisade.begin_call();
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = heartbeat.id FOR NO KEY UPDATE;
+    v_now := clock_timestamp(); -- after the lock: a takeover may have held it
+    IF s.id IS NULL THEN
+        RETURN ('rejected', 'no_session', NULL, NULL)::palisade.answer;
+    ELSIF s.key_hash IS DISTINCT FROM palisade.key_hash(heartbeat.key) THEN
+        RETURN ('rejected', 'wrong_key', NULL, NULL)::palisade.answer;
+    ELSIF s.closed_at IS NOT NULL THEN
+        RETURN ('rejected', 'session_closed', NULL, NULL)::palisade.answer;
+    ELSIF s.expires_at <= v_now THEN
+        RETURN ('rejected', 'session_expired', NULL, NULL)::palisade.answer; -- never revive
+    ELSIF palisade.current_epoch() IS NULL THEN
+        RETURN ('rejected', 'epoch_not_established', NULL, NULL)::palisade.answer;
+    END IF;
+    UPDATE palisade.session AS x SET expires_at = v_now + s.ttl WHERE x.id = s.id;
+    SELECT jsonb_agg(jsonb_build_object('resource', o.resource, 'token', o.token, 'reason', o.reason)) INTO v_lost
+        FROM palisade.loss AS o WHERE o.session = s.id;
+    RETURN ('applied', NULL, NULL, jsonb_build_object('left_ms', palisade.milliseconds(s.ttl), 'lost', coalesce(v_lost, '[]')))::palisade.answer;
+END
+$$;
+
+CREATE FUNCTION palisade.held(id uuid, key text)
+RETURNS TABLE (resource text, token bigint, sequence bigint, progress_left_ms bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT l.resource, l.token, l.sequence,
+               CASE WHEN isfinite(p.deadline) THEN palisade.milliseconds(p.deadline - clock_timestamp()) END
+        FROM palisade.session AS s
+        JOIN palisade.lease AS l ON l.session = s.id
+        LEFT JOIN palisade.progress AS p ON p.resource = l.resource
+        WHERE s.id = held.id AND s.key_hash = palisade.key_hash(held.key) AND s.closed_at IS NULL
+        ORDER BY l.resource;
+END
+$$;
+
+-- Raises the token of a lease that the caller has locked, and leaves it without an owner.
+CREATE FUNCTION palisade.retire_lease(p_resource text, p_kind text, p_reason text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_token bigint;
+    v_now   timestamptz := clock_timestamp();
+BEGIN
+    UPDATE palisade.lease AS l SET token = l.token + 1, sequence = 0, session = NULL, released_at = v_now
+        WHERE l.resource = p_resource RETURNING l.token INTO v_token;
+    INSERT INTO palisade.grant_history (resource, token, kind, reason, at) VALUES (p_resource, v_token, p_kind, p_reason, v_now);
+    RETURN v_token;
+END
+$$;
+
+CREATE FUNCTION palisade.close_session(id uuid, key text) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    s       palisade.session;
+    v_lease text;
+    v_count integer := 0;
+BEGIN
+    PERFORM palisade.begin_call();
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = close_session.id;
+    IF s.id IS NULL THEN
+        RETURN ('rejected', 'no_session', NULL, NULL)::palisade.answer;
+    ELSIF s.key_hash IS DISTINCT FROM palisade.key_hash(close_session.key) THEN
+        RETURN ('rejected', 'wrong_key', NULL, NULL)::palisade.answer;
+    END IF;
+    -- Leases first, then the session. One granted in between belongs to a closed session then, and is free.
+    FOR v_lease IN SELECT l.resource FROM palisade.lease AS l WHERE l.session = s.id ORDER BY l.resource FOR NO KEY UPDATE LOOP
+        PERFORM palisade.retire_lease(v_lease, 'release', 'session closed');
+        v_count := v_count + 1;
+    END LOOP;
+    UPDATE palisade.session AS x SET closed_at = clock_timestamp() WHERE x.id = s.id AND x.closed_at IS NULL;
+    RETURN (CASE WHEN FOUND THEN 'applied' ELSE 'replayed' END, NULL, NULL, jsonb_build_object('released', v_count))::palisade.answer;
+END
+$$;
+
+-- ---------------------------------------------------------------- grants
+
+CREATE FUNCTION palisade.next_token(token bigint, epoch bigint) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF token < epoch * 4294967296 THEN
+        RETURN epoch * 4294967296 + 1;
+    ELSIF token / 4294967296 > epoch THEN
+        RAISE EXCEPTION 'palisade: token % is of a later epoch than %', token, epoch USING ERRCODE = 'PS006';
+    ELSIF token % 4294967296 >= 4294967294 THEN -- one is left for the release
+        RAISE EXCEPTION 'palisade: the tokens of epoch % are used up for this resource', epoch
+            USING ERRCODE = 'PS006', HINT = 'palisade epoch advance';
+    END IF;
+    RETURN token + 1;
+END
+$$;
+
+-- Grants those of the named leases that are free. The caller has locked their rows, and nothing else.
+-- Order: sessions are locked by id, only then is the clock read, only then is it decided who is dead.
+CREATE FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean)
+RETURNS TABLE (resource text, token bigint, takeover boolean, refused text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    s        palisade.session;
+    v_owners uuid[];
+    v_epoch  bigint;
+    v_now    timestamptz;
+BEGIN
+    SELECT array_agg(DISTINCT l.session) INTO v_owners
+        FROM palisade.lease AS l WHERE l.resource = ANY (p_resources) AND l.session IS NOT NULL AND l.session <> p_session;
+    PERFORM FROM palisade.session AS x WHERE x.id = p_session OR x.id = ANY (v_owners) ORDER BY x.id FOR NO KEY UPDATE;
+    v_epoch := palisade.current_epoch();
+    v_now := clock_timestamp();
+
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = p_session;
+    refused := CASE
+        WHEN v_epoch IS NULL THEN 'epoch_not_established'
+        WHEN s.id IS NULL THEN 'no_session'
+        WHEN s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) THEN 'wrong_key'
+        WHEN s.closed_at IS NOT NULL THEN 'session_closed'
+        WHEN s.expires_at <= v_now THEN 'session_expired'
+    END;
+    IF refused IS NOT NULL THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
+
+    -- The clock went back: nobody waits longer than a TTL for it.
+    UPDATE palisade.session AS x SET expires_at = v_now + x.ttl
+        WHERE x.id = ANY (v_owners) AND x.closed_at IS NULL AND x.expires_at > v_now + x.ttl;
+
+    RETURN QUERY
+    WITH free AS MATERIALIZED (
+        SELECT l.resource, l.session AS former, l.token AS old, l.released_at,
+               l.session IS NOT NULL AND l.session <> p_session AS taken,
+               o.closed_at IS NULL AND o.expires_at > v_now AS alive,
+               least(o.closed_at, o.expires_at, p.deadline) AS ended
+        FROM palisade.lease AS l
+        LEFT JOIN palisade.session AS o ON o.id = l.session
+        LEFT JOIN palisade.progress AS p ON p.resource = l.resource
+        WHERE l.resource = ANY (p_resources)
+          AND CASE WHEN l.session IS NULL THEN true
+                   WHEN l.session = p_session THEN p_own
+                   ELSE o.id IS NULL OR o.closed_at IS NOT NULL OR o.expires_at <= v_now OR p.deadline <= v_now END
+    ), granted AS (
+        UPDATE palisade.lease AS l
+            SET token = palisade.next_token(l.token, v_epoch), sequence = 0, session = p_session, granted_at = v_now, released_at = NULL
+            FROM free AS f WHERE l.resource = f.resource
+            RETURNING l.resource, l.token, f.former, f.old, f.taken, f.alive, f.ended
+    ), closed AS ( -- in the same transaction: a late heartbeat and this grant cannot both win
+        UPDATE palisade.session AS x SET closed_at = v_now
+            FROM (SELECT DISTINCT g.former FROM granted AS g WHERE g.taken AND NOT g.alive) AS dead
+            WHERE x.id = dead.former AND x.closed_at IS NULL
+    ), moved AS (
+        INSERT INTO palisade.progress AS p (resource, token, deadline)
+            SELECT g.resource, g.token, CASE WHEN limits.span IS NULL THEN 'infinity' ELSE v_now + limits.span END
+            FROM granted AS g
+            LEFT JOIN palisade.plan AS n ON n.resource = g.resource
+            CROSS JOIN LATERAL (SELECT coalesce(p_progress, n.progress_ttl) AS span) AS limits
+            ON CONFLICT (resource) DO UPDATE SET token = excluded.token, deadline = excluded.deadline
+    ), told AS (
+        INSERT INTO palisade.loss (session, resource, token, reason, at)
+            SELECT g.former, g.resource, g.old, 'no progress', v_now FROM granted AS g WHERE g.taken AND g.alive
+            ON CONFLICT DO NOTHING
+    ), noted AS (
+        INSERT INTO palisade.grant_history (resource, token, session, worker, kind, reason, former_end, at)
+            SELECT g.resource, g.token, p_session, s.worker, CASE WHEN g.taken THEN 'takeover' ELSE 'grant' END,
+                   CASE WHEN NOT g.taken THEN NULL WHEN g.alive THEN 'no progress' ELSE 'session ended' END,
+                   CASE WHEN g.taken THEN g.ended END, v_now
+            FROM granted AS g
+    )
+    SELECT g.resource, g.token, g.taken, NULL::text FROM granted AS g;
+END
+$$;
+
+CREATE FUNCTION palisade.check_span(p_name text, p_span interval) RETURNS void
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF p_span <= interval '0' OR p_span > interval '30 days' THEN
+        RAISE EXCEPTION 'palisade: % is %, and must be above 0 and at most 30 days (null: no limit of its own)', p_name, p_span
+            USING ERRCODE = 'PS004';
+    END IF;
+END
+$$;
+
+CREATE FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval DEFAULT NULL) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    g record;
+    l palisade.lease;
+    o record;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF acquire.resource IS NULL OR length(acquire.resource) NOT BETWEEN 1 AND 512 OR acquire.resource ~ '[[:cntrl:]]' THEN
+        RAISE EXCEPTION 'palisade: resource must be 1 to 512 characters without control characters' USING ERRCODE = 'PS004';
+    END IF;
+    PERFORM palisade.check_span('progress', acquire.progress);
+    -- A stranger must not leave rows: the session is checked again, for good, behind the locks.
+    IF NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id AND s.key_hash = palisade.key_hash(acquire.key)) THEN
+        RETURN ('rejected', CASE WHEN EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id) THEN 'wrong_key' ELSE 'no_session' END,
+                NULL, NULL)::palisade.answer;
+    END IF;
+    INSERT INTO palisade.lease (resource, token) VALUES (acquire.resource, 0) ON CONFLICT (resource) DO NOTHING;
+    PERFORM FROM palisade.lease AS x WHERE x.resource = acquire.resource FOR NO KEY UPDATE;
+    SELECT * INTO g FROM palisade.grant_locked(acquire.id, acquire.key, ARRAY[acquire.resource], acquire.progress, true);
+    IF g.token IS NOT NULL THEN
+        RETURN ('applied', NULL, g.token, jsonb_build_object('takeover', g.takeover))::palisade.answer;
+    END IF;
+    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = acquire.resource;
+    IF g.refused IS NOT NULL THEN
+        RETURN ('rejected', g.refused, l.token, NULL)::palisade.answer;
+    END IF;
+    SELECT s.worker, least(s.expires_at, p.deadline) - clock_timestamp() AS span INTO o
+        FROM palisade.session AS s LEFT JOIN palisade.progress AS p ON p.resource = acquire.resource WHERE s.id = l.session;
+    RETURN ('rejected', 'held', l.token,
+            jsonb_build_object('owner', o.worker, 'left_ms', greatest(palisade.milliseconds(o.span), 0)))::palisade.answer;
+END
+$$;
+
+CREATE FUNCTION palisade.claim(id uuid, key text, "limit" integer, progress interval DEFAULT NULL)
+RETURNS TABLE (resource text, token bigint, takeover boolean, plan jsonb, deployment jsonb, refused text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    v_now        timestamptz := clock_timestamp();
+    v_candidates text[];
+    v_locked     text[];
+BEGIN
+    PERFORM palisade.begin_call();
+    IF claim."limit" IS NULL OR claim."limit" NOT BETWEEN 1 AND 1000 THEN
+        RAISE EXCEPTION 'palisade: limit is %, and must be between 1 and 1000', claim."limit" USING ERRCODE = 'PS004';
+    END IF;
+    PERFORM palisade.check_span('progress', claim.progress);
+    -- Oldest first, without a lock: only a guess, checked again below. Others' claims are going on, hence more than the limit.
+    SELECT array_agg(c.resource ORDER BY c.due_at) INTO v_candidates FROM (
+        SELECT q.resource, q.due_at
+        FROM palisade.queue AS q
+        JOIN palisade.lease AS l ON l.resource = q.resource
+        LEFT JOIN palisade.session AS s ON s.id = l.session
+        LEFT JOIN palisade.progress AS p ON p.resource = q.resource
+        WHERE q.due_at <= v_now
+          AND (l.session IS NULL OR (l.session <> claim.id
+               AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl OR p.deadline <= v_now)))
+        ORDER BY q.due_at LIMIT claim."limit" * 8) AS c;
+    IF v_candidates IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(x.resource) INTO v_locked FROM (
+        SELECT l.resource
+        FROM unnest(v_candidates) WITH ORDINALITY AS c(resource, place) JOIN palisade.lease AS l ON l.resource = c.resource
+        ORDER BY c.place LIMIT claim."limit" FOR NO KEY UPDATE OF l SKIP LOCKED) AS x;
+    IF v_locked IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        SELECT g.resource, g.token, g.takeover, palisade.plan_json(n), palisade.deployment_json(d), g.refused
+        FROM palisade.grant_locked(claim.id, claim.key,
+                 ARRAY(SELECT q.resource FROM palisade.queue AS q WHERE q.resource = ANY (v_locked) AND q.due_at <= clock_timestamp()),
+                 claim.progress, false) AS g
+        LEFT JOIN palisade.plan AS n ON n.resource = g.resource
+        LEFT JOIN palisade.deployment AS d ON d.resource = g.resource;
+END
+$$;
+
+-- ---------------------------------------------------------------- the gate
+
+CREATE FUNCTION palisade.refuse(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_reason text, p_current bigint)
+RETURNS palisade.answer
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO palisade.refusal (resource, token, sequence, kind, reason, current_token, at)
+        VALUES (left(p_resource, 512), p_token, p_sequence, p_kind, p_reason, p_current, clock_timestamp());
+    RETURN ('rejected', p_reason, p_current, NULL)::palisade.answer;
+END
+$$;
+
+-- The session whose key a token was granted to.
+CREATE FUNCTION palisade.key_fits(p_session uuid, p_key text) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = p_session AND s.key_hash = palisade.key_hash(p_key))
+$$;
+
+-- Every fenced function begins here. It locks the lease's row in a statement of its own, and only then compares.
+-- An answer without an outcome means: go on, nothing newer was granted, and nothing newer will be until you commit.
+-- Without a sequence the write is one that may be repeated in any order (progress, a status's revision): no ledger.
+CREATE FUNCTION palisade.enter(p_resource text, p_token bigint, p_sequence bigint, p_key text, p_kind text, p_args bytea)
+RETURNS palisade.answer
+LANGUAGE plpgsql AS $$
+DECLARE
+    l       palisade.lease;
+    o       palisade.operation;
+    s       record;
+    v_epoch bigint;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF p_resource IS NULL OR p_token IS NULL OR p_token < 1 OR p_key IS NULL OR (p_args IS NOT NULL AND (p_sequence IS NULL OR p_sequence < 1)) THEN
+        RAISE EXCEPTION 'palisade: resource, token, sequence and key are needed, and token and sequence are at least 1 (resource %, token %, sequence %)',
+            p_resource, p_token, p_sequence USING ERRCODE = 'PS004';
+    END IF;
+    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = p_resource FOR NO KEY UPDATE;
+    IF l.resource IS NULL THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'no_lease', NULL);
+    END IF;
+    v_epoch := palisade.current_epoch();
+    IF v_epoch IS NULL THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'epoch_not_established', l.token);
+    ELSIF p_token > l.token THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token);
+    ELSIF p_token < l.token OR p_token / 4294967296 <> v_epoch THEN
+        -- Too old to change anything, but what it did change, it is told.
+        IF p_sequence IS NOT NULL THEN
+            SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
+            IF o.resource IS NOT NULL AND palisade.key_fits(
+                    (SELECT h.session FROM palisade.grant_history AS h WHERE h.resource = p_resource AND h.token = p_token), p_key) THEN
+                RETURN palisade.replay(o, p_kind, p_args, l.token);
+            END IF;
+        END IF;
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind,
+            CASE WHEN p_token < l.ledger_from THEN 'forgotten' ELSE 'stale' END, l.token);
+    END IF;
+    SELECT x.key_hash, x.closed_at INTO s FROM palisade.session AS x WHERE x.id = l.session;
+    IF l.session IS NULL THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token); -- raised by a release
+    ELSIF s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'wrong_key', l.token);
+    END IF;
+    IF p_sequence <= l.sequence THEN
+        SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
+        IF o.resource IS NOT NULL THEN
+            RETURN palisade.replay(o, p_kind, p_args, l.token);
+        END IF;
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'superseded', l.token);
+    ELSIF s.closed_at IS NOT NULL THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'session_closed', l.token);
+    END IF;
+    RETURN (NULL, NULL, l.token, NULL)::palisade.answer;
+END
+$$;
+
+-- The first try's answer again.
+CREATE FUNCTION palisade.replay(o palisade.operation, p_kind text, p_args bytea, p_current bigint) RETURNS palisade.answer
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF o.kind <> p_kind OR o.args_hash IS DISTINCT FROM p_args THEN
+        RAISE EXCEPTION 'palisade: fence %/% of % was already used by % with other arguments', o.token, o.sequence, o.resource, o.kind
+            USING ERRCODE = 'PS001', HINT = 'A fence names one intended write: take the next sequence for another one.';
+    END IF;
+    RETURN (CASE o.outcome WHEN 'applied' THEN 'replayed' ELSE o.outcome END, o.reason, p_current, o.result)::palisade.answer;
+END
+$$;
+
+-- Every fenced function ends here, after its write: ledger, then the sequence.
+CREATE FUNCTION palisade.leave(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_args bytea, p_reason text, p_result jsonb)
+RETURNS palisade.answer
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_outcome text := CASE WHEN p_reason IS NULL THEN 'applied' ELSE 'rejected' END;
+BEGIN
+    IF p_reason IS NOT NULL THEN
+        PERFORM palisade.refuse(p_resource, p_token, p_sequence, p_kind, p_reason, p_token);
+    END IF;
+    INSERT INTO palisade.operation (resource, token, sequence, kind, args_hash, outcome, reason, result, at)
+        VALUES (p_resource, p_token, p_sequence, p_kind, p_args, v_outcome, p_reason, p_result, clock_timestamp());
+    UPDATE palisade.lease AS l SET sequence = p_sequence WHERE l.resource = p_resource AND l.token = p_token;
+    RETURN (v_outcome, p_reason, p_token, p_result)::palisade.answer;
+END
+$$;
+
+CREATE FUNCTION palisade.args_hash(VARIADIC p_args text[]) RETURNS bytea
+LANGUAGE sql IMMUTABLE AS $$ SELECT sha256(convert_to(p_args::text, 'UTF8')) $$;
+
+CREATE FUNCTION palisade.report_progress(resource text, token bigint, key text, progress interval DEFAULT NULL) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    a      palisade.answer;
+    v_span interval;
+    v_now  timestamptz;
+BEGIN
+    PERFORM palisade.check_span('progress', report_progress.progress);
+    a := palisade.enter(report_progress.resource, report_progress.token, NULL, report_progress.key, 'report_progress', NULL);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    v_span := coalesce(report_progress.progress, (SELECT n.progress_ttl FROM palisade.plan AS n WHERE n.resource = report_progress.resource));
+    v_now := clock_timestamp();
+    UPDATE palisade.progress AS p SET deadline = CASE WHEN v_span IS NULL THEN 'infinity' ELSE v_now + v_span END
+        WHERE p.resource = report_progress.resource AND p.token = report_progress.token;
+    RETURN ('applied', NULL, report_progress.token, jsonb_build_object('plan', palisade.plan_mark(report_progress.resource)))::palisade.answer;
+END
+$$;
+
+CREATE FUNCTION palisade.release(resource text, token bigint, sequence bigint, key text, retry_in interval DEFAULT NULL) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    v_args bytea := palisade.args_hash(release.retry_in::text);
+    a      palisade.answer;
+BEGIN
+    a := palisade.enter(release.resource, release.token, release.sequence, release.key, 'release', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    UPDATE palisade.queue AS q SET due_at = clock_timestamp() + release.retry_in, attempts = q.attempts + 1
+        WHERE q.resource = release.resource AND release.retry_in IS NOT NULL;
+    a := palisade.leave(release.resource, release.token, release.sequence, 'release', v_args, NULL, NULL);
+    a.current_token := palisade.retire_lease(release.resource, 'release', NULL);
+    RETURN a;
+END
+$$;
+
+CREATE FUNCTION palisade.revoke(resource text, reason text) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    l       palisade.lease;
+    v_token bigint;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF length(coalesce(revoke.reason, '')) NOT BETWEEN 1 AND 512 THEN
+        RAISE EXCEPTION 'palisade: reason must be 1 to 512 characters: it is what the owner is told' USING ERRCODE = 'PS004';
+    END IF;
+    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = revoke.resource FOR NO KEY UPDATE;
+    IF l.resource IS NULL THEN
+        RETURN ('rejected', 'no_lease', NULL, NULL)::palisade.answer;
+    ELSIF l.session IS NULL THEN
+        RETURN ('rejected', 'not_held', l.token, NULL)::palisade.answer;
+    END IF;
+    v_token := palisade.retire_lease(l.resource, 'revoke', revoke.reason);
+    INSERT INTO palisade.loss (session, resource, token, reason, at)
+        VALUES (l.session, l.resource, l.token, 'revoked: ' || revoke.reason, clock_timestamp()) ON CONFLICT DO NOTHING;
+    RETURN ('applied', NULL, v_token, jsonb_build_object('revoked', l.token))::palisade.answer;
+END
+$$;
+
+CREATE FUNCTION palisade.check_lease(resource text, token bigint, key text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+DECLARE
+    a palisade.answer;
+BEGIN
+    a := palisade.enter(check_lease.resource, check_lease.token, NULL, check_lease.key, 'check_lease', NULL);
+    IF a.outcome IS NOT NULL THEN
+        RAISE EXCEPTION 'palisade: token % of % is refused: % (the newest is %)', check_lease.token, check_lease.resource, a.reason, a.current_token
+            USING ERRCODE = 'PS003', HINT = 'The lease went to another owner: stop, and acquire it anew.';
+    END IF;
+END
+$$;
+
+-- ---------------------------------------------------------------- what became of a write
+
+-- Without a key, for people: the ledger's word on one fence.
+CREATE FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) RETURNS palisade.answer
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+    -- One statement, one snapshot: lease and ledger belong together.
+    SELECT (CASE
+                WHEN o.outcome IS NOT NULL THEN o.outcome
+                WHEN l.token IS NULL OR operation_show.token > l.token THEN 'never'
+                WHEN operation_show.token < l.ledger_from THEN 'forgotten'
+                WHEN operation_show.token < l.token OR operation_show.sequence <= l.sequence THEN 'never'
+                ELSE 'pending'
+            END,
+            o.reason, l.token, o.result)::palisade.answer
+    FROM (SELECT 1) AS one
+    LEFT JOIN palisade.lease AS l ON l.resource = operation_show.resource
+    LEFT JOIN palisade.operation AS o
+        ON o.resource = operation_show.resource AND o.token = operation_show.token AND o.sequence = operation_show.sequence
+$$;
+
+-- Who may ask about a token: the session that it was granted to. A session that was cleaned away took its fences along.
+CREATE FUNCTION palisade.may_ask(p_resource text, p_token bigint, p_key text) RETURNS palisade.answer
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_session uuid;
+    v_current bigint;
+BEGIN
+    SELECT h.session INTO v_session FROM palisade.grant_history AS h WHERE h.resource = p_resource AND h.token = p_token;
+    SELECT l.token INTO v_current FROM palisade.lease AS l WHERE l.resource = p_resource;
+    IF palisade.key_fits(v_session, p_key) THEN
+        RETURN (NULL, NULL, v_current, NULL)::palisade.answer;
+    ELSIF v_session IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = v_session) THEN
+        RETURN ('forgotten', NULL, v_current, NULL)::palisade.answer;
+    END IF;
+    RETURN ('rejected', 'wrong_key', v_current, NULL)::palisade.answer;
+END
+$$;
+
+CREATE FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+DECLARE
+    a palisade.answer;
+BEGIN
+    a := palisade.may_ask(operation_status.resource, operation_status.token, operation_status.key);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    RETURN palisade.operation_show(operation_status.resource, operation_status.token, operation_status.sequence);
+END
+$$;
+
+-- Closes a fence: whatever was not applied under it, or below it, never will be. Waits for a write that holds the gate.
+CREATE FUNCTION palisade.close_fence(p_resource text, p_token bigint, p_sequence bigint) RETURNS palisade.answer
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM palisade.begin_call();
+    IF p_sequence IS NULL OR p_sequence < 1 THEN
+        RAISE EXCEPTION 'palisade: sequence is %, and must be at least 1', p_sequence USING ERRCODE = 'PS004';
+    END IF;
+    PERFORM FROM palisade.lease AS l WHERE l.resource = p_resource FOR NO KEY UPDATE;
+    UPDATE palisade.lease AS l SET sequence = p_sequence
+        WHERE l.resource = p_resource AND l.token = p_token AND l.session IS NOT NULL AND l.sequence < p_sequence;
+    RETURN palisade.operation_show(p_resource, p_token, p_sequence);
+END
+$$;
+
+CREATE FUNCTION palisade.abandon(resource text, token bigint, sequence bigint, key text) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+DECLARE
+    a palisade.answer;
+BEGIN
+    a := palisade.may_ask(abandon.resource, abandon.token, abandon.key);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    RETURN palisade.close_fence(abandon.resource, abandon.token, abandon.sequence);
+END
+$$;
+
+CREATE FUNCTION palisade.operation_abandon(resource text, token bigint, sequence bigint) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+BEGIN
+    RETURN palisade.close_fence(operation_abandon.resource, operation_abandon.token, operation_abandon.sequence);
+END
+$$;
+
+-- ---------------------------------------------------------------- upkeep
+
+-- A paused client must not block a takeover: ends backends that have kept others waiting for a lease's row too long.
+CREATE FUNCTION palisade.end_blockers(older_than interval) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    IF end_blockers.older_than IS NULL OR end_blockers.older_than < interval '1 second' THEN
+        RAISE EXCEPTION 'palisade: older_than is %, and must be at least 1 second', end_blockers.older_than USING ERRCODE = 'PS004';
+    END IF;
+    SELECT count(*) INTO v_count FROM (
+        SELECT pg_terminate_backend(a.pid)
+        FROM pg_catalog.pg_stat_activity AS a
+        JOIN pg_catalog.pg_roles AS r ON r.oid = a.usesysid AND NOT r.rolsuper
+        WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+          AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - end_blockers.older_than
+          AND EXISTS (SELECT FROM pg_catalog.pg_locks AS k
+                      WHERE k.pid = a.pid AND k.relation = 'palisade.lease'::regclass AND k.mode = 'RowShareLock')
+    ) AS ended;
+    RETURN v_count;
+END
+$$;
+
+-- One small batch; call again while it answers the batch's size. Nothing that a fence still needs is removed:
+-- the ledger of a current token stays whole.
+CREATE FUNCTION palisade.clean(older_than interval, batch integer DEFAULT 1000) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    v_before timestamptz := clock_timestamp() - clean.older_than;
+    v_count  integer;
+    v_total  integer := 0;
+BEGIN
+    IF clean.older_than IS NULL OR clean.older_than < interval '1 hour' OR clean.batch IS NULL OR clean.batch NOT BETWEEN 1 AND 100000 THEN
+        RAISE EXCEPTION 'palisade: older_than must be at least 1 hour (is %), batch between 1 and 100000 (is %)', clean.older_than, clean.batch
+            USING ERRCODE = 'PS004';
+    END IF;
+    WITH old AS MATERIALIZED ( -- a lease that is locked now is cleaned another time: nothing waits for upkeep
+        SELECT o.resource, o.token, o.sequence FROM palisade.operation AS o JOIN palisade.lease AS l ON l.resource = o.resource
+        WHERE o.at < v_before AND o.token < l.token LIMIT clean.batch FOR NO KEY UPDATE OF l SKIP LOCKED
+    ), marked AS (
+        UPDATE palisade.lease AS l SET ledger_from = greatest(l.ledger_from, m.token + 1)
+        FROM (SELECT x.resource, max(x.token) AS token FROM old AS x GROUP BY x.resource) AS m WHERE l.resource = m.resource
+    )
+    DELETE FROM palisade.operation AS o USING old AS x WHERE o.resource = x.resource AND o.token = x.token AND o.sequence = x.sequence;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_count;
+    DELETE FROM palisade.refusal AS r WHERE r.id IN (SELECT x.id FROM palisade.refusal AS x WHERE x.at < v_before ORDER BY x.id LIMIT clean.batch);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM palisade.request AS r WHERE r.id IN (SELECT x.id FROM palisade.request AS x WHERE x.at < v_before LIMIT clean.batch);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM palisade.event AS v WHERE v.id IN (SELECT x.id FROM palisade.event AS x WHERE x.at < v_before ORDER BY x.id LIMIT clean.batch);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    -- A session is forgotten once it holds nothing and no ledger row of its grants is left to ask about.
+    WITH gone AS (
+        DELETE FROM palisade.session AS s WHERE s.id IN (
+            SELECT x.id FROM palisade.session AS x
+            WHERE x.expires_at < v_before AND NOT EXISTS (SELECT FROM palisade.lease AS l WHERE l.session = x.id) LIMIT clean.batch)
+        RETURNING s.id
+    )
+    DELETE FROM palisade.loss AS o USING gone AS g WHERE o.session = g.id;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_total + v_count;
+END
+$$;
+
+RESET ROLE;
