@@ -6,6 +6,9 @@
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Outside the checkout, so that a fresh clone finds what an older one built.
 export CACHE=${PALISADE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/palisade}
+# The same for what cargo builds; without dependencies to compile, a fresh clone
+# is ready in seconds.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
 
 # stdout carries results (a URL, a path); everything said to people is stderr.
 say() { printf '%s\n' "$*" >&2; }
@@ -142,3 +145,11 @@ free_port() {
 
 # listening PORT: whether somebody accepts connections there.
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# build_palisade: builds the program and sets PALISADE to its path. cargo shows its
+# own progress on stderr; what is built already takes no time.
+build_palisade() {
+  need cargo "it builds palisade"
+  (cd "$REPO" && cargo build --locked --bin palisade) >&2
+  PALISADE=$CARGO_TARGET_DIR/debug/palisade
+}

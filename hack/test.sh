@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# hack/test.sh [ARGS of cargo test]: all tests. They start the Postgres and the
+# Kubernetes that they need by hack/postgres.sh and hack/cluster.sh; here we only
+# see to it that the programs are there, so that no test's time limit has to
+# cover a build, and that nothing runs on afterwards.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$REPO"
+
+clean_up() {
+  local status=$? pid
+  trap '' INT TERM
+  # Most are gone: their watchdogs saw the tests end. This makes it certain, and
+  # makes it so by the time the prompt is back.
+  find "$RUN" -name '*.pid' -printf '%h\n' 2>/dev/null | sort -u | while read -r dir; do
+    "$REPO/hack/cluster.sh" stop "$dir" || true
+    "$REPO/hack/postgres.sh" stop "$dir" || true
+  done
+  if ((status == 0)); then
+    rm -rf "$RUN"
+  elif [[ -n $(ls -A "$RUN" 2>/dev/null) ]]; then
+    say "what the tests left, logs among it, is in $RUN"
+  else
+    rm -rf "$RUN"
+  fi
+  say "tests: $( ((status == 0)) && echo passed || echo "failed (exit code $status)") in $((SECONDS / 60)) min $((SECONDS % 60)) s"
+  exit "$status"
+}
+
+need cargo "the tests are built by it"
+"$REPO/hack/postgres.sh" ensure
+"$REPO/hack/binaries.sh" >/dev/null
+# The tests' folders lie in one place that user postgres can reach, to be found
+# when one of them has to be cleaned up.
+RUN=$(mktemp -d "${TMPDIR:-/tmp}/palisade-test.XXXXXX")
+chmod 755 "$RUN"
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+export TMPDIR=$RUN
+cargo test --features failpoints --locked "$@"
