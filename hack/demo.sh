@@ -14,7 +14,7 @@ clean_up() {
   rm -rf "$RUN"
 }
 
-build_palisade
+palisade=$(build_palisade)
 if [[ -z ${DATABASE_URL:-} ]]; then
   RUN=$(mktemp -d "${TMPDIR:-/tmp}/palisade-demo.XXXXXX")
   trap clean_up EXIT
@@ -23,4 +23,4 @@ if [[ -z ${DATABASE_URL:-} ]]; then
   DATABASE_URL=$("$REPO/hack/postgres.sh" start "$RUN" --parent $$)
   export DATABASE_URL
 fi
-"$PALISADE" demo "$@"
+"$palisade" demo "$@"

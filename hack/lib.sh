@@ -146,10 +146,10 @@ free_port() {
 # listening PORT: whether somebody accepts connections there.
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# build_palisade: builds the program and sets PALISADE to its path. cargo shows its
-# own progress on stderr; what is built already takes no time.
+# build_palisade: builds the program and prints its path. cargo shows its own
+# progress on stderr; what is built already takes no time.
 build_palisade() {
   need cargo "it builds palisade"
   (cd "$REPO" && cargo build --locked --bin palisade) >&2
-  PALISADE=$CARGO_TARGET_DIR/debug/palisade
+  echo "$CARGO_TARGET_DIR/debug/palisade"
 }
