@@ -24,8 +24,6 @@ usage() {
   exit 2
 }
 
-random_token() { od -An -N 24 -tx1 /dev/urandom | tr -d ' \n'; }
-
 # write_credentials: who may do what is decided by RBAC, and each component is
 # itself, not an admin: policies that tell users apart see what they would see
 # on a real cluster.

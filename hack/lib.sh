@@ -21,6 +21,8 @@ need() {
   command -v "$1" >/dev/null || die "$1 is not installed: $2"
 }
 
+random_token() { od -An -N 24 -tx1 /dev/urandom | tr -d ' \n'; }
+
 # with_progress TEXT LOG COMMAND...: runs COMMAND with its output in LOG and says
 # every ten seconds that it still runs, for how long, and its last line.
 with_progress() {
@@ -90,6 +92,8 @@ spawn() {
     exec {PAUSE_FD}>&-
     exec setsid "$@" </dev/null >>"$dir/$name.log" 2>&1
   ) &
+  # Or bash would report its end, in words that nobody can read.
+  disown $!
   until [[ -s $dir/$name.pid ]]; do pause 0.002; done
 }
 
