@@ -2,15 +2,17 @@
 # A throwaway Kubernetes on 127.0.0.1: etcd, API server, controller manager,
 # scheduler, and KWOK, whose fake nodes report every pod as running and ready.
 #
-#   hack/cluster.sh start DIR [--nodes N] [--parent PID]
-#                              prints the path of an admin kubeconfig, the only line on stdout
-#   hack/cluster.sh stop DIR   at once; safe to repeat
+#   hack/cluster.sh start DIR [--nodes N] [--parent PID [--remove]]
+#       prints the path of an admin kubeconfig, the only line on stdout
+#   hack/cluster.sh stop DIR [--remove]
+#       at once; safe to repeat
 #
 # N fake nodes (3), each with room for 1000 pods. With --parent the cluster is
-# stopped when process PID ends, however it ends. A second start with the same DIR
-# goes on with its data, on the same port if that is free. Files in DIR:
-# kubeconfig, and for each of etcd, kube-apiserver, kube-controller-manager,
-# kube-scheduler and kwok a NAME.pid and a NAME.log.
+# stopped when process PID ends, however it ends; with --remove DIR, which must be
+# new or empty, is removed then. A second start with the same DIR goes on with its
+# data, on the same port if that is free. Files in DIR: kubeconfig, and for each of
+# etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok a NAME.pid
+# and a NAME.log.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -164,10 +166,11 @@ wait_usable() {
 }
 
 start() {
-  local dir=$1 nodes=$2 parent=$3 try
+  local dir=$1 nodes=$2 parent=$3 remove=$4 try
   BIN=$("$REPO/hack/binaries.sh")
   if running "$dir" kube-apiserver; then die "a cluster runs in $dir already (PID $REPLY)"; fi
   stop "$dir" # what an earlier run that was killed may have left
+  [[ -z $remove ]] || mark_removable "$dir"
   mkdir -p "$dir"
   cd "$dir"
   dir=$(pwd -P)
@@ -177,7 +180,8 @@ start() {
   trap 'stop "$dir"' EXIT
   trap 'exit 130' INT TERM HUP
   # Before the servers: from here on nothing can be left behind.
-  [[ -z $parent ]] || watch_parent "$dir" "$parent" "$REPO/hack/cluster.sh" stop "$dir"
+  # shellcheck disable=SC2086 # no word at all, if it is empty
+  [[ -z $parent ]] || watch_parent "$dir" "$parent" "$REPO/hack/cluster.sh" stop "$dir" $remove
   write_credentials
   start_etcd
   # A restart keeps the port if it can: clients hold it in their kubeconfig.
@@ -191,6 +195,7 @@ start() {
   done
   start_controllers "$(cat port)"
   wait_usable "$nodes"
+  [[ -z $parent ]] || watched "$dir"
   trap - EXIT INT TERM HUP
   echo "$dir/kubeconfig"
 }
@@ -204,18 +209,24 @@ stop() {
 }
 
 main() {
-  local verb=${1:-} dir=${2:-} nodes=3 parent=
+  local verb=${1:-} dir=${2:-} nodes=3 parent='' remove=''
   [[ ($verb == start || $verb == stop) && -n $dir ]] || usage
   shift 2
   while (($#)); do
     case $1 in
       --nodes) nodes=${2:?--nodes needs a number} && shift 2 ;;
       --parent) parent=${2:?--parent needs a PID} && shift 2 ;;
+      --remove) remove=$1 && shift ;;
       *) usage ;;
     esac
   done
   [[ $nodes =~ ^[0-9]+$ ]] || usage
-  if [[ $verb == start ]]; then start "$dir" "$nodes" "$parent"; else stop "$dir"; fi
+  if [[ $verb == start ]]; then
+    start "$dir" "$nodes" "$parent" "$remove"
+  else
+    stop "$dir"
+    [[ -z $remove ]] || remove_marked "$dir"
+  fi
 }
 
 main "$@"

@@ -137,6 +137,23 @@ watch_parent() {
   spawn "$dir" watchdog bash "$REPO/hack/watchdog.sh" "$dir" "$parent" "$REPLY" "$@"
 }
 
+# watched DIR: fails if the watchdog has done its work. The process that it watches
+# may have ended while servers were being started, after the watchdog looked for
+# what there was to stop. Whoever starts servers asks this last.
+watched() { running "$1" watchdog || die "the process given as --parent has ended"; }
+
+# mark_removable DIR: notes that DIR is a throwaway with all that is in it.
+mark_removable() {
+  [[ ! -e $1 || -e $1/.throwaway || -z $(ls -A "$1") ]] ||
+    die "$1 is not empty: --remove is for a folder that holds nothing else"
+  mkdir -p "$1"
+  touch "$1/.throwaway"
+}
+
+remove_marked() {
+  if [[ -e $1/.throwaway ]]; then rm -rf "$1"; fi
+}
+
 # free_port: sets REPLY to a port of 127.0.0.1 on which nobody listens. Below the
 # range that the kernel gives to outgoing connections. Somebody else may take it
 # before it is used: whoever uses it tries again with another one.

@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
 # A throwaway Postgres on a free port of 127.0.0.1.
 #
-#   hack/postgres.sh start DIR [--parent PID]   prints its URL, the only line on stdout
-#   hack/postgres.sh stop DIR                   at once, without a checkpoint; safe to repeat
-#   hack/postgres.sh run PROGRAM [ARGS...]      a program of this Postgres (pg_basebackup, ...)
-#                                               as the user that the server runs as
-#   hack/postgres.sh ensure                     only sees to it that a Postgres is installed
+#   hack/postgres.sh start DIR [--parent PID [--remove]]
+#       prints its URL, the only line on stdout
+#   hack/postgres.sh stop DIR [--remove]
+#       at once, without a checkpoint; safe to repeat
+#   hack/postgres.sh run PROGRAM [ARGS...]
+#       a program of this Postgres (pg_basebackup, ...) as the user that the server
+#       runs as
+#   hack/postgres.sh ensure
+#       only sees to it that a Postgres is installed
 #
-# With --parent the server is stopped when process PID ends, however it ends.
+# With --parent the server is stopped when process PID ends, however it ends; with
+# --remove DIR, which must be new or empty, is removed then.
 # A second start with the same DIR goes on with its data. Files in DIR: data/,
 # postgres.log, postgres.pid, the Unix socket. The server refuses to run as root,
 # so root runs it as user postgres, who must be able to reach DIR (/root is closed).
@@ -127,17 +132,19 @@ launch() {
 }
 
 start() {
-  local dir=$1 parent=$2 try
+  local dir=$1 parent=$2 remove=$3 try
   ensure_bin
   set_as
   if running "$dir" postgres; then die "a Postgres runs in $dir already (PID $REPLY)"; fi
   stop "$dir" # what an earlier run that was killed may have left
+  [[ -z $remove ]] || mark_removable "$dir"
   prepare "$dir"
   dir=$(cd "$dir" && pwd -P)
   trap 'stop "$dir"' EXIT
   trap 'exit 130' INT TERM HUP
   # Before the server: from here on nothing can be left behind.
-  [[ -z $parent ]] || watch_parent "$dir" "$parent" "$REPO/hack/postgres.sh" stop "$dir"
+  # shellcheck disable=SC2086 # no word at all, if it is empty
+  [[ -z $parent ]] || watch_parent "$dir" "$parent" "$REPO/hack/postgres.sh" stop "$dir" $remove
   # A restart keeps the port if it can: clients hold it in their URL.
   REPLY=$(cat "$dir/port" 2>/dev/null || true)
   [[ -n $REPLY ]] || free_port
@@ -147,6 +154,7 @@ start() {
     ((try < 20)) || die "found no free port"
     free_port
   done
+  [[ -z $parent ]] || watched "$dir"
   trap - EXIT INT TERM HUP
   echo "postgres://postgres@127.0.0.1:$(cat "$dir/port")/postgres"
 }
@@ -171,7 +179,7 @@ stop() {
 }
 
 main() {
-  local verb=${1:-} dir=${2:-} parent=
+  local verb=${1:-} dir=${2:-} parent='' remove=''
   case $verb in
     start | stop) [[ -n $dir ]] || usage ;;
     ensure)
@@ -191,10 +199,16 @@ main() {
   while (($#)); do
     case $1 in
       --parent) parent=${2:?--parent needs a PID} && shift 2 ;;
+      --remove) remove=$1 && shift ;;
       *) usage ;;
     esac
   done
-  if [[ $verb == start ]]; then start "$dir" "$parent"; else stop "$dir"; fi
+  if [[ $verb == start ]]; then
+    start "$dir" "$parent" "$remove"
+  else
+    stop "$dir"
+    [[ -z $remove ]] || remove_marked "$dir"
+  fi
 }
 
 main "$@"
