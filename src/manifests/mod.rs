@@ -1,0 +1,238 @@
+//! What is installed into a cluster before Palisade runs there: the CRD, accounts with their rights, and the admission
+//! policies that refuse a stale worker's writes.
+//!
+//! ```text
+//! Settings ──▶ rbac.yaml, fence.yaml: ${…} filled in ──▶ objects, in the order in which they can be applied
+//! crd::definition() ───────────────────────────────────▶
+//! ```
+//!
+//! The epoch object is not among them: the controller creates it at its first start, by compare-and-swap. Until then
+//! the policies refuse every fenced write.
+
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+use serde_yaml::{Mapping, Value};
+
+pub mod names;
+#[cfg(test)]
+mod tests;
+
+pub use names::*;
+
+const RBAC: &str = include_str!("rbac.yaml");
+const FENCE: &str = include_str!("fence.yaml");
+
+/// A ServiceAccount, written `NAMESPACE:NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Account {
+    namespace: String,
+    name: String,
+}
+
+impl Account {
+    /// The account `name` in `namespace`; both are checked.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
+        check_label(namespace)?;
+        // An account's name is a subdomain: labels, joined by dots.
+        if name.len() > 253 {
+            return Err(NameError { value: name.to_owned(), why: "it is longer than 253 characters" });
+        }
+        name.split('.').try_for_each(check_label).map_err(|e| NameError { value: name.to_owned(), ..e })?;
+        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+    }
+
+    /// The name by which the API server knows the account's requests.
+    pub fn username(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.namespace, self.name)
+    }
+}
+
+impl FromStr for Account {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (namespace, name) = text.split_once(':').ok_or_else(|| NameError {
+            value: text.to_owned(),
+            why: "an account is written NAMESPACE:NAME, for example palisade-system:palisade-worker",
+        })?;
+        Self::new(namespace, name)
+    }
+}
+
+/// A name that Kubernetes would refuse, or that would not be the one name that was meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{value:?}: {why}")]
+pub struct NameError {
+    /// What was given.
+    pub value: String,
+    /// What is wrong with it.
+    pub why: &'static str,
+}
+
+/// Checks a name of a namespace (an RFC 1123 label). So it can be put into a policy as it is.
+pub fn check_label(name: &str) -> Result<(), NameError> {
+    let error = |why| Err(NameError { value: name.to_owned(), why });
+    if name.is_empty() || name.len() > 63 {
+        return error("a name has 1 to 63 characters");
+    }
+    if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+        return error("a name has lower-case letters, digits and '-' only");
+    }
+    if name.starts_with('-') || name.ends_with('-') {
+        return error("a name may not start or end with '-'");
+    }
+    Ok(())
+}
+
+/// Where Palisade is installed, and who it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    namespace: String,
+    workers: BTreeSet<Account>,
+    controller: Account,
+}
+
+/// Settings that contradict each other, or a name that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// A name that Kubernetes would refuse.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The controller may not write what a worker writes.
+    #[error("{0} cannot be both the controller's and a worker's account: what one may do, the other may not")]
+    Shared(Account),
+}
+
+impl Settings {
+    /// Without workers, or without a controller, the default accounts in `namespace` are meant.
+    pub fn new(
+        namespace: &str,
+        workers: impl IntoIterator<Item = Account>,
+        controller: Option<Account>,
+    ) -> Result<Self, SettingsError> {
+        check_label(namespace)?;
+        let mut workers: BTreeSet<_> = workers.into_iter().collect();
+        if workers.is_empty() {
+            workers.insert(Account::new(namespace, WORKER_ACCOUNT)?);
+        }
+        let controller = controller.map_or_else(|| Account::new(namespace, CONTROLLER_ACCOUNT), Ok)?;
+        if workers.contains(&controller) {
+            return Err(SettingsError::Shared(controller));
+        }
+        Ok(Self { namespace: namespace.to_owned(), workers, controller })
+    }
+
+    fn fill(&self, template: &str) -> String {
+        let workers: Vec<_> = self.workers.iter().collect();
+        let controllers = [&self.controller];
+        let accounts: Vec<_> = workers.iter().copied().chain(controllers).collect();
+        template
+            .replace("${NAMESPACE}", &self.namespace)
+            .replace("${ACCOUNTS}", &usernames(&accounts))
+            .replace("${WORKERS}", &usernames(&workers))
+            .replace("${CONTROLLERS}", &usernames(&controllers))
+            .replace("${WORKER_SUBJECTS}", &subjects(&workers))
+            .replace("${CONTROLLER_SUBJECTS}", &subjects(&controllers))
+    }
+
+    /// The accounts themselves. One in another namespace belongs to whoever made that namespace.
+    fn service_accounts(&self) -> String {
+        let own = self.workers.iter().chain([&self.controller]).filter(|account| account.namespace == self.namespace);
+        own.map(|Account { namespace, name }| {
+            format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: \"{name}\", namespace: \"{namespace}\"}}\n---\n")
+        })
+        .collect()
+    }
+}
+
+/// A CEL list. No name has a quote in it: [`Account::new`] saw to that.
+fn usernames(accounts: &[&Account]) -> String {
+    let quoted: Vec<_> = accounts.iter().map(|account| format!("'{}'", account.username())).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+fn subjects(accounts: &[&Account]) -> String {
+    let subjects: Vec<_> = accounts
+        .iter()
+        .map(|Account { namespace, name }| {
+            format!("{{kind: ServiceAccount, name: \"{name}\", namespace: \"{namespace}\"}}")
+        })
+        .collect();
+    format!("[{}]", subjects.join(", "))
+}
+
+/// The CustomResourceDefinition of ModelDeployment.
+pub fn crd() -> Value {
+    // A type of k8s-openapi: its maps have strings for keys, and YAML has a form for everything else.
+    serde_yaml::to_value(crate::crd::definition()).expect("a CRD can be written as YAML")
+}
+
+/// Namespace, ServiceAccounts, roles and their bindings.
+pub fn rbac(settings: &Settings) -> Vec<Value> {
+    let rbac = documents(&settings.fill(RBAC));
+    let accounts = documents(&settings.service_accounts());
+    // The accounts go behind the namespace, which is the first.
+    let (namespace, roles) = rbac.split_at(1);
+    [namespace, &accounts, roles].concat()
+}
+
+/// The admission policies and their bindings.
+pub fn policies(settings: &Settings) -> Vec<Value> {
+    documents(&settings.fill(FENCE))
+}
+
+/// Everything, in an order in which it can be applied.
+pub fn everything(settings: &Settings) -> Vec<Value> {
+    [vec![crd()], rbac(settings), policies(settings)].concat()
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    serde_yaml::Deserializer::from_str(text)
+        // The templates are part of the program, and names are checked before they are filled in; the tests read both.
+        .map(|document| serde::Deserialize::deserialize(document).expect("the templates are YAML"))
+        .filter(|document| *document != Value::Null)
+        .collect()
+}
+
+/// How objects are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// YAML documents.
+    #[default]
+    Yaml,
+    /// One JSON object: the object itself, or a List of all.
+    Json,
+}
+
+/// The objects as text that `kubectl apply -f -` reads.
+pub fn print(objects: &[Value], format: Format) -> String {
+    match format {
+        // What was parsed from YAML, or written to it, can be written again.
+        Format::Yaml => objects
+            .iter()
+            .map(|object| serde_yaml::to_string(object).expect("YAML can be written"))
+            .collect::<Vec<_>>()
+            .join("---\n"),
+        Format::Json => {
+            let text = match objects {
+                [object] => serde_json::to_string_pretty(object),
+                _ => serde_json::to_string_pretty(&list(objects)),
+            };
+            // All keys are strings.
+            text.expect("manifests can be written as JSON") + "\n"
+        }
+    }
+}
+
+fn list(objects: &[Value]) -> Mapping {
+    [("apiVersion", "v1".into()), ("kind", "List".into()), ("items", objects.into())]
+        .map(|(key, value): (&str, Value)| (key.into(), value))
+        .into_iter()
+        .collect()
+}
