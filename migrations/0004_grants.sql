@@ -1,8 +1,11 @@
 -- Who may do what. Functions are closed to everybody first: a helper that someone forgets here is closed, not open.
+
+-- Not yet as the owner role: the runner's own table is in the schema, and belongs to whoever runs the migration.
+REVOKE ALL ON ALL TABLES IN SCHEMA palisade FROM PUBLIC;
+
 SET LOCAL ROLE palisade_owner;
 
 REVOKE ALL ON SCHEMA palisade FROM PUBLIC;
-REVOKE ALL ON ALL TABLES IN SCHEMA palisade FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA palisade FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE palisade_owner IN SCHEMA palisade REVOKE ALL ON FUNCTIONS FROM PUBLIC;
 ALTER DEFAULT PRIVILEGES FOR ROLE palisade_owner REVOKE ALL ON FUNCTIONS FROM PUBLIC;
