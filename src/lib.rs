@@ -1,1 +1,17 @@
+//! Palisade: ownership by fenced leases, and the controller and workers that live by it.
+//!
+//! The modules in the order in which data flows; those marked *pure* know neither kube nor sqlx nor tokio.
+//!
+//! ```text
+//! crd ─▶ reconcile ─▶ plan (pure) ─▶ store ─▶ Postgres ◀─ store ◀─ lease, worker ─▶ cluster objects with a fence
+//! ```
+
+pub mod clock;
 pub mod crd;
+pub mod failpoint;
+pub mod lease;
+pub mod manifests;
+pub mod outcome;
+pub mod plan;
+pub mod retry;
+pub mod store;

@@ -1,0 +1,68 @@
+//! Points at which a test can really stop or kill the process: before and after each call to the database and to the
+//! API server. Without the feature `failpoints` they are empty functions.
+//!
+//! A point's name is `STEP/CALL/before` or `STEP/CALL/after`; the step is the one that the task runs in, or `-`.
+//! - `PALISADE_POINTS=FILE` appends the name of each point that is reached, once.
+//! - `PALISADE_STOP_AT=NAME` raises SIGSTOP when the point is reached for the first time; `PALISADE_KILL_AT`, SIGKILL.
+
+tokio::task_local! {
+    /// The step that the task is in.
+    static STEP: std::cell::Cell<&'static str>;
+}
+
+/// Runs a task that names its steps.
+pub async fn with_steps<F: Future>(work: F) -> F::Output {
+    STEP.scope(std::cell::Cell::new("-"), work).await
+}
+
+/// From here on the task is in this step.
+pub fn enter_step(step: &'static str) {
+    // Outside of a task that names its steps there is nothing to name.
+    let _ = STEP.try_with(|s| s.set(step));
+}
+
+/// Just before a call is sent.
+#[inline]
+pub fn before(call: &str) {
+    reach(call, "before");
+}
+
+/// Just after its answer came.
+#[inline]
+pub fn after(call: &str) {
+    reach(call, "after");
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn reach(_call: &str, _when: &str) {}
+
+#[cfg(feature = "failpoints")]
+fn reach(call: &str, when: &str) {
+    use rustix::process::{Signal, getpid, kill_process};
+    use std::collections::HashSet;
+    use std::io::Write;
+    use std::sync::{LazyLock, Mutex};
+
+    static SEEN: LazyLock<Mutex<HashSet<String>>> = LazyLock::new(Mutex::default);
+    static PLAN: LazyLock<[Option<String>; 3]> =
+        LazyLock::new(|| ["PALISADE_POINTS", "PALISADE_STOP_AT", "PALISADE_KILL_AT"].map(|v| std::env::var(v).ok()));
+    let [points, stop_at, kill_at] = &*PLAN;
+    if points.is_none() && stop_at.is_none() && kill_at.is_none() {
+        return;
+    }
+    let step = STEP.try_with(std::cell::Cell::get).unwrap_or("-");
+    let name = format!("{step}/{call}/{when}");
+    if !SEEN.lock().is_ok_and(|mut seen| seen.insert(name.clone())) {
+        return;
+    }
+    if let Some(path) = points
+        && let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(path)
+    {
+        let _ = writeln!(file, "{name}");
+    }
+    for (wanted, signal) in [(stop_at, Signal::STOP), (kill_at, Signal::KILL)] {
+        if wanted.as_ref() == Some(&name) {
+            let _ = kill_process(getpid(), signal);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Postgres: the only module that names sqlx. One method a SQL function, one statement a call, one round trip.
+//!
+//! ```text
+//! call.rs      one statement on one connection, with a timeout; what failed before sending, and what only went silent
+//! sessions.rs  open, heartbeat, held, acquire, claim, progress        writes.rs    the fenced writes
+//! plans.rs     what the controller asks for                           registry.rs  models and versions, for plain clients
+//! epochs.rs    which incarnation of the database this is              history.rs   what people look at
+//! migrate.rs   the schema
+//! ```
+
+mod call;
+mod epochs;
+mod history;
+mod migrate;
+mod plans;
+mod registry;
+mod sessions;
+mod writes;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+pub use call::CallError;
+pub use epochs::EpochStatus;
+pub use history::{Entry, LeaseRow, OperationRow};
+pub use migrate::{MigrateError, Migrated, migrate};
+pub use plans::{Event, EventCursor, Figures, Observed, VersionState};
+pub use registry::{Model, Version};
+pub use sessions::{Claimed, Heartbeat, Held, Loss, OperationState};
+pub use writes::{Address, Write};
+
+/// How to reach the database, and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// A `postgres://` URL. It holds a password: it is never printed.
+    pub url: SecretString,
+    /// What this process is called in `pg_stat_activity`.
+    pub application: String,
+    /// Connections at the most. Calls wait for a free one.
+    pub connections: u32,
+    /// How long one call may take, connecting included. Keep it below a third of the session's TTL.
+    pub timeout: Duration,
+}
+
+impl StoreConfig {
+    /// Eight connections, three seconds a call.
+    #[must_use]
+    pub fn new(url: impl Into<String>, application: &str) -> Self {
+        Self {
+            url: SecretString::from(url.into()),
+            application: application.to_owned(),
+            connections: 8,
+            timeout: Duration::from_secs(3),
+        }
+    }
+}
+
+/// A pool of connections to one database with Palisade's schema. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: sqlx::PgPool,
+    timeout: Duration,
+}
+
+impl Store {
+    /// Prepares the pool; the first call connects.
+    ///
+    /// # Errors
+    /// When the URL cannot be read. Its text is not repeated: it holds a password.
+    pub fn new(config: &StoreConfig) -> Result<Self, CallError> {
+        let options = PgConnectOptions::from_str(config.url.expose_secret())
+            .map_err(|_| {
+                CallError::NotSent(
+                    "the database URL cannot be read: postgres://USER:PASSWORD@HOST:PORT/DATABASE is its form".into(),
+                )
+            })?
+            .application_name(&config.application)
+            // The server gives up when the client does: a statement that nobody waits for must not linger.
+            .options([("statement_timeout", config.timeout.as_millis().to_string())]);
+        let pool = PgPoolOptions::new()
+            .max_connections(config.connections)
+            .acquire_timeout(config.timeout)
+            // A ping before each call would be a second round trip; a dead connection shows itself as a call
+            // without an answer, and those are settled anyway.
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Ok(Self { pool, timeout: config.timeout })
+    }
+
+    /// How long one call may take.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
