@@ -561,7 +561,7 @@ CREATE FUNCTION palisade.release(resource text, token bigint, sequence bigint, k
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
 #variable_conflict use_column
 DECLARE
-    v_args bytea := palisade.args_hash(release.retry_in::text);
+    v_args bytea := palisade.args_hash(extract(epoch FROM release.retry_in)::text); -- not ::text: that depends on the caller's IntervalStyle
     a      palisade.answer;
 BEGIN
     a := palisade.enter(release.resource, release.token, release.sequence, release.key, 'release', v_args);
@@ -623,7 +623,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS
                 WHEN o.outcome IS NOT NULL THEN o.outcome
                 WHEN l.token IS NULL OR operation_show.token > l.token THEN 'never'
                 WHEN operation_show.token < l.ledger_from THEN 'forgotten'
-                WHEN operation_show.token < l.token OR operation_show.sequence <= l.sequence THEN 'never'
+                -- Without a session the token was raised by a release or a revocation: nobody holds it.
+                WHEN operation_show.token < l.token OR operation_show.sequence <= l.sequence OR l.session IS NULL THEN 'never'
                 ELSE 'pending'
             END,
             o.reason, l.token, o.result)::palisade.answer

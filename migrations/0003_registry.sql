@@ -269,7 +269,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_tem
 #variable_conflict use_column
 DECLARE
     v_args bytea := palisade.args_hash(put_plan.deployment, put_plan.uid::text, put_plan.generation::text, put_plan.spec::text,
-                        put_plan.paused::text, put_plan.removed::text, put_plan.progress::text, put_plan.wake::text);
+                        put_plan.paused::text, put_plan.removed::text, extract(epoch FROM put_plan.progress)::text, put_plan.wake::text);
     v_now  timestamptz := clock_timestamp();
     n      palisade.plan;
     a      palisade.answer;
@@ -530,7 +530,7 @@ CREATE FUNCTION palisade.record_failure(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
 DECLARE
     v_args   bytea := palisade.args_hash(record_failure.uid::text, record_failure.rollout::text, record_failure.step, record_failure.state::text,
-                          record_failure.reason, record_failure.message, record_failure.retry_in::text);
+                          record_failure.reason, record_failure.message, extract(epoch FROM record_failure.retry_in)::text);
     v_reason text;
     a        palisade.answer;
 BEGIN
