@@ -6,12 +6,16 @@
 //! crd ─▶ reconcile ─▶ plan (pure) ─▶ store ─▶ Postgres ◀─ store ◀─ lease, worker ─▶ cluster objects with a fence
 //! ```
 
+pub mod cli;
 pub mod clock;
 pub mod crd;
 pub mod failpoint;
+pub mod http;
 pub mod lease;
 pub mod manifests;
+pub mod metrics;
 pub mod outcome;
 pub mod plan;
 pub mod retry;
 pub mod store;
+pub mod telemetry;

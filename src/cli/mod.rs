@@ -1,0 +1,158 @@
+//! The command line: one file a subcommand.
+//!
+//! ```text
+//! main: parse ─▶ telemetry ─▶ run: one match arm a command ─▶ Result<(), Error> ─▶ printed once, to stderr ─▶ exit code
+//! ```
+
+mod crd;
+mod database;
+mod error;
+mod output;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::telemetry::{self, LogFormat};
+
+pub use database::Database;
+pub use error::Error;
+pub use output::{Output, OutputArgs};
+
+/// Ownership by fenced leases in Postgres, and a controller that deploys registered models to Kubernetes by it.
+///
+/// A worker that was paused and replaced can change nothing when it wakes up: whatever it may change refuses a token
+/// that is older than the newest one granted. See it happen: palisade demo
+///
+/// Exit codes: 0 done · 1 anything unexpected · 2 usage · 3 rejected (as stale, or because of what is there) ·
+/// 4 the outcome is unknown · 5 not found · 6 the database or the cluster is unavailable. Errors go to stderr with what
+/// to do next; with -o json as one JSON object.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "palisade", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// How log lines on stderr look
+    #[arg(long, global = true, value_enum, default_value_t, env = "PALISADE_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: LogFormat,
+
+    /// What is logged, as a tracing filter: `debug`, or `warn,palisade=debug`
+    #[arg(long, global = true, default_value = telemetry::DEFAULT_FILTER, env = "PALISADE_LOG", value_name = "FILTER")]
+    log: String,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    Crd(crd::Args),
+}
+
+impl Command {
+    /// How the command was asked to print: errors follow it.
+    fn output(&self) -> Output {
+        match self {
+            Self::Crd(_) => Output::Table,
+        }
+    }
+
+    async fn run(self, _context: Context) -> Result<(), Error> {
+        match self {
+            Self::Crd(args) => Ok(crd::run(args)?),
+        }
+    }
+}
+
+/// What a command is given besides its arguments.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Cancelled by [`Context::stop_on_signals`]: finish or hand over, then return.
+    pub stop: CancellationToken,
+    /// Where the time comes from.
+    pub clock: Clock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Context {
+    fn new() -> Self {
+        Self { stop: CancellationToken::new(), clock: Clock::system(), metrics: Arc::new(Metrics::new()) }
+    }
+
+    /// From here on the first SIGTERM or SIGINT cancels [`Context::stop`], and the second one ends the process at once.
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    pub fn stop_on_signals(&self) -> Result<(), Error> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let install = |kind| signal(kind).map_err(|e| Error::failed(format!("cannot listen for signals: {e}")));
+        let (mut term, mut int) = (install(SignalKind::terminate())?, install(SignalKind::interrupt())?);
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            loop {
+                let (name, code) = tokio::select! {
+                    _ = term.recv() => ("SIGTERM", 143),
+                    _ = int.recv() => ("SIGINT", 130),
+                };
+                if stop.is_cancelled() {
+                    tracing::warn!("{name} again: ending at once; leases end with their TTL");
+                    std::process::exit(code);
+                }
+                tracing::info!("{name}: finishing or handing over; once more ends at once");
+                stop.cancel();
+            }
+        });
+        Ok(())
+    }
+}
+
+/// The program: parses, runs, prints an error, and says how it ended.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let Cli { global, command } = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" too, for stdout; a reader that has gone is none.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let output = command.output();
+    let result = telemetry::init(global.log_format, &global.log)
+        .map_err(|e| Error::usage(e.to_string()))
+        .and_then(|()| {
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| Error::failed(format!("cannot start the runtime: {e}")))
+        })
+        .and_then(|runtime| runtime.block_on(command.run(Context::new())));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.report(output);
+            ExitCode::from(error.code())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

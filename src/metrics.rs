@@ -1,0 +1,365 @@
+//! What the outside can count. One struct that is passed in; every label is a closed set of words of this program, never
+//! text from outside, so that the number of series is bounded.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
+
+use crate::lease::{Ended, Observer};
+use crate::outcome::{Outcome, Reason};
+use crate::store::Figures;
+
+/// How something ended that either works or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ResultLabel {
+    /// It worked.
+    Ok,
+    /// It failed.
+    Error,
+    /// It was given up before its end: the lease was lost, or the plan changed.
+    Stopped,
+}
+
+/// Whether a lease was free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum GrantKind {
+    Grant,
+    Takeover,
+}
+
+/// [`Outcome`] without its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum OutcomeLabel {
+    Applied,
+    Replayed,
+    Rejected,
+    Unknown,
+}
+
+/// [`Ended`] without its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Cause {
+    Overdue,
+    Refused,
+    Closed,
+}
+
+/// [`Reason`], to be implemented for here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct ReasonLabel(Reason);
+
+macro_rules! words {
+    ($($type:ty { $($pattern:pat => $word:expr,)+ })+) => {$(
+        impl EncodeLabelValue for $type {
+            fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+                EncodeLabelValue::encode(&match self { $($pattern => $word,)+ }, encoder)
+            }
+        }
+    )+};
+}
+
+words! {
+    ResultLabel { Self::Ok => "ok", Self::Error => "error", Self::Stopped => "stopped", }
+    GrantKind { Self::Grant => "grant", Self::Takeover => "takeover", }
+    OutcomeLabel { Self::Applied => "applied", Self::Replayed => "replayed", Self::Rejected => "rejected", Self::Unknown => "unknown", }
+    Cause { Self::Overdue => "overdue", Self::Refused => "refused", Self::Closed => "closed", }
+    ReasonLabel { Self(reason) => reason.word(), }
+}
+
+macro_rules! label_sets {
+    ($($name:ident { $($field:ident: $type:ty),+ })+) => {$(
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        struct $name { $($field: $type),+ }
+    )+};
+}
+
+// `&'static str`: a word that stands in this program. The names of calls and steps are such words.
+label_sets! {
+    ByKind { kind: GrantKind }
+    ByResult { result: ResultLabel }
+    ByCall { call: &'static str }
+    ByCallOutcome { call: &'static str, outcome: OutcomeLabel }
+    ByReason { reason: ReasonLabel }
+    ByCause { cause: Cause }
+    ByStep { step: &'static str, result: ResultLabel }
+}
+
+impl<T> From<&Outcome<T>> for OutcomeLabel {
+    fn from(outcome: &Outcome<T>) -> Self {
+        match outcome {
+            Outcome::Applied(_) => Self::Applied,
+            Outcome::Replayed(_) => Self::Replayed,
+            Outcome::Rejected(_) => Self::Rejected,
+            Outcome::Unknown(_) => Self::Unknown,
+        }
+    }
+}
+
+/// Milliseconds to seconds: a call to a database.
+#[derive(Clone, Copy, Debug)]
+struct Fast;
+/// Tenths of seconds to hours: a step of a rollout, whose models may be large.
+#[derive(Clone, Copy, Debug)]
+struct Slow;
+
+impl MetricConstructor<Histogram> for Fast {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0])
+    }
+}
+
+impl MetricConstructor<Histogram> for Slow {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new([0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0])
+    }
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// All that this process counts. Reading `/metrics` takes the registry; counting takes an atomic.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    grants: Family<ByKind, Counter>,
+    heartbeats: Family<ByResult, Counter>,
+    heartbeat_duration: Histogram,
+    lease_seconds_left: Seconds,
+    fenced_writes: Family<ByCallOutcome, Counter>,
+    refused_writes: Family<ByReason, Counter>,
+    unknown_outcomes: Family<ByCall, Counter>,
+    sessions_ended: Family<ByCause, Counter>,
+    step_duration: Family<ByStep, Histogram, Slow>,
+    queue_depth: Gauge,
+    queue_age: Seconds,
+    leases_held: Gauge,
+    sessions_open: Gauge,
+    oldest_transaction: Seconds,
+    oldest_snapshot_age: Gauge,
+    reconciles: Family<ByResult, Counter>,
+    reconcile_duration: Histogram,
+    leader: Gauge,
+    epoch: Gauge,
+    epoch_established: Gauge,
+    cluster_writes: Family<ByCallOutcome, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Registers a metric and gives back its handle. Counters get `_total` behind their name when they are printed.
+fn add<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("palisade");
+        let r = &mut registry;
+        let new = Self {
+            grants: add(r, "grants", "Leases granted to this process", Family::default()),
+            heartbeats: add(r, "heartbeats", "Heartbeats sent", Family::default()),
+            heartbeat_duration: add(
+                r,
+                "heartbeat_duration_seconds",
+                "How long heartbeats took to be answered",
+                Fast.new_metric(),
+            ),
+            lease_seconds_left: add(
+                r,
+                "lease_seconds_left",
+                "What was left of the session's term just before the last heartbeat was sent; 0: it is over",
+                Seconds::default(),
+            ),
+            fenced_writes: add(r, "fenced_writes", "Fenced writes to the database, by outcome", Family::default()),
+            refused_writes: add(r, "refused_writes", "Fenced writes that were refused, by reason", Family::default()),
+            unknown_outcomes: add(r, "unknown_outcomes", "Writes that ended without an answer", Family::default()),
+            sessions_ended: add(r, "sessions_ended", "Sessions that ended, by cause", Family::default()),
+            step_duration: add(
+                r,
+                "step_duration_seconds",
+                "How long a rollout's steps took",
+                Family::new_with_constructor(Slow),
+            ),
+            queue_depth: add(r, "queue_depth", "Deployments whose work is due", Gauge::default()),
+            queue_age: add(r, "queue_age_seconds", "Since when the oldest of them is due", Seconds::default()),
+            leases_held: add(r, "leases_held", "Leases that any session holds", Gauge::default()),
+            sessions_open: add(r, "sessions_open", "Sessions that are alive", Gauge::default()),
+            oldest_transaction: add(
+                r,
+                "oldest_transaction_seconds",
+                "Age of the oldest open transaction in the database",
+                Seconds::default(),
+            ),
+            oldest_snapshot_age: add(
+                r,
+                "oldest_snapshot_age_transactions",
+                "How many transactions the server's oldest snapshot is behind",
+                Gauge::default(),
+            ),
+            reconciles: add(r, "reconciles", "Reconciliations of a ModelDeployment", Family::default()),
+            reconcile_duration: add(r, "reconcile_duration_seconds", "How long they took", Fast.new_metric()),
+            leader: add(r, "leader", "Whether this controller leads", Gauge::default()),
+            epoch: add(r, "epoch", "The epoch's number, as last seen", Gauge::default()),
+            epoch_established: add(
+                r,
+                "epoch_established",
+                "Whether it is established for the running database: only then can leases be granted",
+                Gauge::default(),
+            ),
+            cluster_writes: add(r, "cluster_writes", "Writes to the cluster, by outcome", Family::default()),
+            registry: Registry::default(),
+        };
+        Self { registry, ..new }
+    }
+
+    /// A heartbeat, or whatever else has the same shape, as the lease library sees it.
+    #[must_use]
+    pub fn observer(self: &Arc<Self>) -> Arc<dyn Observer> {
+        Arc::new(Counting(Arc::clone(self)))
+    }
+
+    /// A step of a rollout ended.
+    pub fn step(&self, step: &'static str, result: ResultLabel, took: Duration) {
+        self.step_duration.get_or_create(&ByStep { step, result }).observe(took.as_secs_f64());
+    }
+
+    /// A reconciliation ended.
+    pub fn reconciled(&self, result: ResultLabel, took: Duration) {
+        self.reconciles.get_or_create(&ByResult { result }).inc();
+        self.reconcile_duration.observe(took.as_secs_f64());
+    }
+
+    /// A fenced write to the cluster ended.
+    pub fn cluster_wrote<T>(&self, call: &'static str, outcome: &Outcome<T>) {
+        self.cluster_writes.get_or_create(&ByCallOutcome { call, outcome: outcome.into() }).inc();
+        self.not_applied(call, outcome);
+    }
+
+    /// What the database says of itself.
+    pub fn figures(&self, figures: &Figures) {
+        let Figures { queue_depth, queue_age, leases_held, sessions_open, oldest_transaction, oldest_xmin_age } =
+            figures;
+        self.queue_depth.set(*queue_depth);
+        self.queue_age.set(queue_age.as_secs_f64());
+        self.leases_held.set(*leases_held);
+        self.sessions_open.set(*sessions_open);
+        self.oldest_transaction.set(oldest_transaction.as_secs_f64());
+        self.oldest_snapshot_age.set(*oldest_xmin_age);
+    }
+
+    /// Whether this controller leads.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// Which epoch it is, if one was ever established, and whether it is the running database's.
+    pub fn epoch(&self, number: Option<i64>, established: bool) {
+        self.epoch.set(number.unwrap_or(0));
+        self.epoch_established.set(i64::from(established));
+    }
+
+    /// Everything, as Prometheus reads it (OpenMetrics text).
+    #[must_use]
+    pub fn print(&self) -> String {
+        let mut text = String::new();
+        match prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            // Writing to a String does not fail.
+            Err(std::fmt::Error) => String::new(),
+        }
+    }
+
+    fn not_applied<T>(&self, call: &'static str, outcome: &Outcome<T>) {
+        match outcome {
+            Outcome::Rejected(rejection) => {
+                self.refused_writes.get_or_create(&ByReason { reason: ReasonLabel(rejection.reason) }).inc();
+            }
+            Outcome::Unknown(_) => {
+                self.unknown_outcomes.get_or_create(&ByCall { call }).inc();
+            }
+            Outcome::Applied(_) | Outcome::Replayed(_) => {}
+        }
+    }
+}
+
+/// Counts what the lease library reports.
+#[derive(Debug)]
+struct Counting(Arc<Metrics>);
+
+impl Observer for Counting {
+    fn heartbeat(&self, ok: bool, took: Duration, left: Duration) {
+        let result = if ok { ResultLabel::Ok } else { ResultLabel::Error };
+        self.0.heartbeats.get_or_create(&ByResult { result }).inc();
+        self.0.heartbeat_duration.observe(took.as_secs_f64());
+        self.0.lease_seconds_left.set(left.as_secs_f64());
+    }
+
+    fn granted(&self, takeover: bool) {
+        let kind = if takeover { GrantKind::Takeover } else { GrantKind::Grant };
+        self.0.grants.get_or_create(&ByKind { kind }).inc();
+    }
+
+    fn wrote(&self, name: &'static str, outcome: &Outcome) {
+        self.0.fenced_writes.get_or_create(&ByCallOutcome { call: name, outcome: outcome.into() }).inc();
+        self.0.not_applied(name, outcome);
+    }
+
+    fn ended(&self, why: &Ended) {
+        let cause = match why {
+            Ended::Overdue { .. } => Cause::Overdue,
+            Ended::Refused(_) => Cause::Refused,
+            Ended::Closed => Cause::Closed,
+        };
+        self.0.sessions_ended.get_or_create(&ByCause { cause }).inc();
+        self.0.lease_seconds_left.set(0.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Rejection;
+
+    #[test]
+    fn what_happens_to_a_lease_is_counted_under_the_promised_names() {
+        let metrics = Arc::new(Metrics::new());
+        let observer = metrics.observer();
+        observer.granted(true);
+        observer.heartbeat(true, Duration::from_millis(3), Duration::from_secs(4));
+        observer.wrote("set_alias", &Outcome::Unknown("late".into()));
+        let refused = Rejection { reason: Reason::Stale, current: None, detail: None };
+        observer.wrote("set_alias", &Outcome::Rejected(refused));
+        metrics.step("verify", ResultLabel::Ok, Duration::from_secs(2));
+        metrics.figures(&Figures { queue_depth: 7, ..Figures::default() });
+        let text = metrics.print();
+        for line in [
+            "palisade_grants_total{kind=\"takeover\"} 1",
+            "palisade_heartbeats_total{result=\"ok\"} 1",
+            "palisade_heartbeat_duration_seconds_count 1",
+            "palisade_lease_seconds_left 4.0",
+            "palisade_fenced_writes_total{call=\"set_alias\",outcome=\"rejected\"} 1",
+            "palisade_refused_writes_total{reason=\"stale\"} 1",
+            "palisade_unknown_outcomes_total{call=\"set_alias\"} 1",
+            "palisade_step_duration_seconds_count{step=\"verify\",result=\"ok\"} 1",
+            "palisade_queue_depth 7",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+        }
+        observer.ended(&Ended::Closed);
+        assert!(metrics.print().contains("palisade_sessions_ended_total{cause=\"closed\"} 1"));
+        assert!(metrics.print().contains("palisade_lease_seconds_left 0.0"), "no term is left");
+    }
+}
