@@ -19,6 +19,12 @@ impl Moment {
         Self(self.0.saturating_add(span))
     }
 
+    /// The moment `span` earlier, or that of the boot.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(span))
+    }
+
     /// How long after `earlier` this is; zero if it is not after it.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

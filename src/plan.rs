@@ -180,3 +180,25 @@ pub struct State {
     /// Revisions that served, the newest first: what may be kept for going back.
     pub history: Vec<String>,
 }
+
+/// Why a rollout stopped: the words in `failure_reason`, in conditions and in events.
+pub mod failure {
+    /// The registry has no such version any more.
+    pub const VERSION_NOT_FOUND: &str = "VersionNotFound";
+    /// The version's digest is not the one that was asked for.
+    pub const DIGEST_MISMATCH: &str = "DigestMismatch";
+    /// The version did not become ready in time.
+    pub const NOT_READY: &str = "NotReady";
+    /// The alias to promote belongs to another resource.
+    pub const ALIAS_GUARDED: &str = "AliasGuarded";
+    /// The API server, or the registry, refuses what must be written.
+    pub const REFUSED: &str = "Refused";
+    /// Database or API server did not answer for a while; it is tried again by itself.
+    pub const UNAVAILABLE: &str = "Unavailable";
+
+    /// Whether a person must act before it can go on (kstatus: Stalled). The rest heals by itself.
+    #[must_use]
+    pub fn is_stalled(reason: &str) -> bool {
+        reason != UNAVAILABLE
+    }
+}
