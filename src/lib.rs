@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod crd;
 pub mod failpoint;
 pub mod http;
@@ -19,3 +20,4 @@ pub mod plan;
 pub mod retry;
 pub mod store;
 pub mod telemetry;
+pub mod worker;

@@ -8,6 +8,7 @@ mod crd;
 mod database;
 mod error;
 mod output;
+mod worker;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -57,19 +58,21 @@ struct Global {
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     Crd(crd::Args),
+    Worker(worker::Args),
 }
 
 impl Command {
     /// How the command was asked to print: errors follow it.
     fn output(&self) -> Output {
         match self {
-            Self::Crd(_) => Output::Table,
+            Self::Crd(_) | Self::Worker(_) => Output::Table,
         }
     }
 
-    async fn run(self, _context: Context) -> Result<(), Error> {
+    async fn run(self, context: Context) -> Result<(), Error> {
         match self {
             Self::Crd(args) => Ok(crd::run(args)?),
+            Self::Worker(args) => worker::run(args, context).await,
         }
     }
 }

@@ -74,7 +74,7 @@ enum Change {
 }
 
 impl Cluster {
-    /// The cluster behind this client, which must not repeat writes by itself: see [`crate::cli::kube_client`].
+    /// The cluster behind this client, which must not repeat writes by itself: see [`crate::cluster::client`].
     #[must_use]
     pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
         Self { client, metrics }
