@@ -56,7 +56,7 @@ $$;
 CREATE FUNCTION palisade.epoch_status(
     OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text,
     OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
 DECLARE
     e palisade.epoch;
     i record;
@@ -190,7 +190,7 @@ $$;
 
 CREATE FUNCTION palisade.held(id uuid, key text)
 RETURNS TABLE (resource text, token bigint, sequence bigint, progress_left_ms bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -617,7 +617,7 @@ $$;
 
 -- Without a key, for people: the ledger's word on one fence.
 CREATE FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) RETURNS palisade.answer
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
     -- One statement, one snapshot: lease and ledger belong together.
     SELECT (CASE
                 WHEN o.outcome IS NOT NULL THEN o.outcome
@@ -653,7 +653,7 @@ END
 $$;
 
 CREATE FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) RETURNS palisade.answer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
 DECLARE
     a palisade.answer;
 BEGIN
@@ -704,7 +704,7 @@ $$;
 
 -- A paused client must not block a takeover: ends backends that have kept others waiting for a lease's row too long.
 CREATE FUNCTION palisade.end_blockers(older_than interval) RETURNS integer
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
 DECLARE
     v_count integer;
 BEGIN

@@ -370,7 +370,7 @@ $$;
 
 -- Everything that the controller decides from, in one round trip. A null alias or version asks for nothing.
 CREATE FUNCTION palisade.observe(deployment text, model text, version bigint, alias text, promote text) RETURNS jsonb
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
     SELECT jsonb_build_object(
         'plan', palisade.plan_json(n),
         'deployment', palisade.deployment_json(d),
@@ -599,21 +599,21 @@ $$;
 
 -- What a worker must know to serve a version.
 CREATE FUNCTION palisade.version_show(model text, version bigint) RETURNS TABLE (source text, digest text, tags jsonb)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
     SELECT v.source, v.digest, v.tags FROM palisade.model_version AS v
     WHERE v.model = version_show.model AND v.version = version_show.version
 $$;
 
 -- The plan as it is now, for the deployment's owner.
 CREATE FUNCTION palisade.plan_show(resource text) RETURNS jsonb
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
     SELECT palisade.plan_json(n) FROM palisade.plan AS n WHERE n.resource = plan_show.resource
 $$;
 
 -- The outbox in an order that misses nothing: only transactions below the oldest that is still running.
 CREATE FUNCTION palisade.events(after_xid xid8, after_id bigint, "limit" integer)
 RETURNS TABLE (xid xid8, id bigint, resource text, kind text, token bigint, sequence bigint, data jsonb, at timestamptz)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
     SELECT e.xid, e.id, e.resource, e.kind, e.token, e.sequence, e.data, e.at FROM palisade.event AS e
     WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot()) AND (e.xid, e.id) > (events.after_xid, events.after_id)
     ORDER BY e.xid, e.id LIMIT events."limit"
@@ -623,7 +623,7 @@ $$;
 CREATE FUNCTION palisade.figures(
     OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint,
     OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint)
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp AS $$
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
     SELECT (SELECT count(*) FROM palisade.queue AS q WHERE q.due_at <= clock_timestamp()),
            (SELECT coalesce(palisade.milliseconds(clock_timestamp() - min(q.due_at)), 0) FROM palisade.queue AS q WHERE q.due_at <= clock_timestamp()),
            (SELECT count(*) FROM palisade.lease AS l WHERE l.session IS NOT NULL),
