@@ -8,6 +8,8 @@
 //! migrate.rs   the schema
 //! ```
 
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "the one module that speaks SQL")]
+
 mod call;
 mod epochs;
 mod history;
@@ -21,6 +23,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 pub use call::CallError;
@@ -78,6 +81,8 @@ impl Store {
                 )
             })?
             .application_name(&config.application)
+            // Each call is logged where it is decided upon, with fence and outcome.
+            .disable_statement_logging()
             // The server gives up when the client does: a statement that nobody waits for must not linger.
             .options([("statement_timeout", config.timeout.as_millis().to_string())]);
         let pool = PgPoolOptions::new()

@@ -1,0 +1,155 @@
+//! What a worker's life promises besides: handing over, turning to a changed plan, telling why something is not ready.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Service;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams};
+use palisade::plan::{Spec, Strategy};
+use rustix::process::Signal;
+use uuid::Uuid;
+
+use crate::support::world::World;
+
+/// A pod that no fake node can hold.
+fn unschedulable(spec: Spec) -> Spec {
+    let template = serde_json::json!({"spec": {"nodeSelector": {"no": "such-node"}, "containers": [{"name": "model", "image": "x"}]}});
+    Spec { template, ..spec }
+}
+
+async fn selector(world: &World, name: &str) -> Option<String> {
+    let api = Api::<Service>::namespaced(world.cluster.admin().await, &world.namespace);
+    let service = api.get_opt(name).await.expect("an answer")?;
+    service.spec?.selector?.get("palisade.dev/revision").cloned()
+}
+
+async fn replicas(world: &World) -> Vec<(String, i32)> {
+    let api = Api::<Deployment>::namespaced(world.cluster.admin().await, &world.namespace);
+    let list = api.list(&ListParams::default()).await.expect("a list");
+    list.items.iter().map(|d| (d.name_any(), d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_does_not_become_ready_leaves_the_old_one_serving_and_says_why() {
+    let world = World::new("unready").await;
+    let uid = Uuid::new_v4();
+    let _worker = world.worker("w", &[]);
+    world.planner.plan(uid, world.spec("churn", 1)).await;
+    world.done("churn", 1).await;
+    let first = world.spec("churn", 1).revision();
+    world.planner.plan(uid, Spec { ready_timeout_ms: 1500, ..unschedulable(world.spec("churn", 2)) }).await;
+    let mut sql = world.sql().await;
+    sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'NotReady' AND serving_version = 1)").await;
+    let message = sql.text("SELECT failure_message FROM palisade.deployment").await;
+    assert!(message.contains("0 of 1 pods") && message.contains("Unschedulable") && message.contains("goes on serving"), "{message}");
+    assert_eq!(selector(&world, "churn").await, Some(first));
+
+    // The way out is a plan that works; what never served is not kept.
+    world.planner.plan(uid, world.spec("churn", 3)).await;
+    world.done("churn", 3).await;
+    let mut names: Vec<_> = replicas(&world).await;
+    names.sort_by_key(|(_, replicas)| *replicas);
+    let expected = [(world.spec("churn", 1).deployment_name(), 0), (world.spec("churn", 3).deployment_name(), 1)];
+    assert_eq!(names, expected);
+    sql.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_recreate_a_version_that_does_not_become_ready_is_replaced_by_the_old_one() {
+    let world = World::new("recreate").await;
+    let uid = Uuid::new_v4();
+    let _worker = world.worker("w", &[]);
+    let recreate = |spec: Spec| Spec { strategy: Strategy::Recreate, ..spec };
+    world.planner.plan(uid, recreate(world.spec("churn", 1))).await;
+    world.done("churn", 1).await;
+    world.planner.plan(uid, recreate(Spec { ready_timeout_ms: 1500, ..unschedulable(world.spec("churn", 2)) })).await;
+    let mut sql = world.sql().await;
+    sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'NotReady')").await;
+    let old = world.spec("churn", 1).deployment_name();
+    assert!(replicas(&world).await.contains(&(old, 1)), "{:?}", replicas(&world).await);
+    sql.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_that_changes_while_a_version_is_waited_for_is_turned_to() {
+    let world = World::new("turn").await;
+    let uid = Uuid::new_v4();
+    let worker = world.worker("w", &[]);
+    world.planner.plan(uid, unschedulable(world.spec("churn", 1))).await;
+    let mut sql = world.sql().await;
+    sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE step = 'ready')").await;
+    world.planner.plan(uid, world.spec("churn", 2)).await;
+    world.done("churn", 2).await;
+    worker.says("turning to it", 1).await;
+    // One lease was enough: nobody had to give up for it.
+    assert_eq!(sql.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover'").await, 0);
+    assert_eq!(replicas(&world).await, [(world.spec("churn", 2).deployment_name(), 1)]);
+    sql.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn going_back_finds_the_old_version_scaled_to_zero_and_not_made_anew() {
+    let world = World::new("back").await;
+    let uid = Uuid::new_v4();
+    let _worker = world.worker("w", &[]);
+    let api = Api::<Deployment>::namespaced(world.cluster.admin().await, &world.namespace);
+    world.planner.plan(uid, world.spec("churn", 1)).await;
+    world.done("churn", 1).await;
+    let name = world.spec("churn", 1).deployment_name();
+    let first = api.get(&name).await.expect("a Deployment").uid();
+    world.planner.plan(uid, world.spec("churn", 2)).await;
+    world.done("churn", 2).await;
+    let kept = api.get(&name).await.expect("it is kept");
+    assert_eq!(kept.spec.as_ref().and_then(|s| s.replicas), Some(0));
+    world.planner.plan(uid, world.spec("churn", 1)).await;
+    world.done("churn", 1).await;
+    assert_eq!(api.get(&name).await.expect("a Deployment").uid(), first);
+    assert_eq!(selector(&world, "churn").await, Some(world.spec("churn", 1).revision()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_asked_to_stop_hands_over_and_exits_with_0() {
+    let world = World::new("term").await;
+    let uid = Uuid::new_v4();
+    let mut worker = world.worker("w", &[]);
+    world.planner.plan(uid, unschedulable(world.spec("churn", 1))).await;
+    let mut sql = world.sql().await;
+    sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE step = 'ready')").await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ended().await.code(), Some(0), "{}", worker.text());
+    assert_eq!(sql.number("SELECT count(*) FROM palisade.lease WHERE resource LIKE 'deployment/%' AND session IS NOT NULL").await, 0);
+    // The next one need not wait for anything.
+    let next = world.worker("next", &[]);
+    next.says("lease granted", 1).await;
+    assert_eq!(sql.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover'").await, 0);
+    sql.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_digest_is_never_served() {
+    let world = World::new("digest").await;
+    let _worker = world.worker("w", &[]);
+    let wrong = Spec { expected_digest: Some(format!("sha256:{}", "0".repeat(64))), ..world.spec("churn", 1) };
+    world.planner.plan(Uuid::new_v4(), wrong).await;
+    let mut sql = world.sql().await;
+    sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'DigestMismatch')").await;
+    assert_eq!(replicas(&world).await, []);
+    assert_eq!(sql.number("SELECT count(*) FROM palisade.queue").await, 0, "only another plan helps: nothing is tried again");
+    sql.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_owner_whose_process_beats_loses_its_lease_and_is_told() {
+    let world = World::new("hung").await;
+    let mut sql = world.sql().await;
+    world.planner.plan(Uuid::new_v4(), unschedulable(world.spec("churn", 1))).await;
+    let hung = world.worker("hung", &[]);
+    sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE step = 'ready')").await;
+    let next = world.worker("next", &[]);
+    next.says("session opened", 1).await;
+    // As if it had not reported: the deadline is over, the heartbeats go on.
+    sql.run("UPDATE palisade.progress SET deadline = clock_timestamp() - interval '1 second' WHERE resource LIKE 'deployment/%'").await;
+    next.says("lease granted", 1).await;
+    hung.says("the lease is lost", 1).await;
+    assert!(!hung.text().contains("session lost"), "its session lives on: {}", hung.text());
+    sql.close().await;
+}

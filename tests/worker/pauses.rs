@@ -1,0 +1,177 @@
+//! A worker that stops at the worst moment: before or after each call of each step, to the database and to the cluster.
+//!
+//! The calls are not listed here: an undisturbed rollout writes down what it does, and then each of its calls is disturbed.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use futures::{StreamExt, stream};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Service;
+use kube::api::{Api, ListParams};
+use kube::{Resource, ResourceExt};
+use palisade::plan::Spec;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use crate::support::world::{Worker, World, lines};
+
+/// Disturbed rollouts at once: each is two processes.
+const AT_ONCE: usize = 5;
+
+/// From version 1, which serves, to version 2, without keeping version 1: every step has something to do.
+fn spec(world: &World, version: i64) -> Spec {
+    Spec { promote_alias: Some("champion".into()), revision_history_limit: 0, ..world.spec("churn", version) }
+}
+
+/// A world in which version 1 serves, and nobody works.
+async fn serving(prefix: &str, uid: Uuid) -> World {
+    let world = World::new(prefix).await;
+    world.planner.plan(uid, spec(&world, 1)).await;
+    let mut first = world.worker("first", &[]);
+    world.done("churn", 1).await;
+    first.signal(rustix::process::Signal::TERM);
+    assert!(first.ended().await.success(), "a worker that was asked to stop exits with 0: {}", first.text());
+    world
+}
+
+/// The calls of a rollout from version 1 to version 2, in order: `STEP/CALL/before` and `STEP/CALL/after`.
+async fn points() -> Vec<String> {
+    let uid = Uuid::new_v4();
+    let world = serving("points", uid).await;
+    let path = world.logs.path().join("points");
+    world.planner.plan(uid, spec(&world, 2)).await;
+    let worker = world.worker("recorder", &[("PALISADE_POINTS", path.to_str().expect("a path"))]);
+    world.done("churn", 2).await;
+    worker.says("\"done\"", 1).await;
+    let mut points = lines(&path);
+    // These come again and again, from the moment that the process starts.
+    points.retain(|p| !["heartbeat", "held", "open_session", "report_progress"].iter().any(|call| p.contains(call)));
+    let steps = ["-/claim", "seal/seal", "verify/version_show", "apply/apply", "ready/", "switch/apply", "switch/record_serving"];
+    for step in steps.iter().chain(&["drain/record_step", "retire/mark", "retire/delete", "done/record_done", "done/release"]) {
+        assert!(points.iter().any(|p| p.starts_with(step)), "no call of {step} in {points:?}");
+    }
+    points
+}
+
+/// Everything that a stale worker might have changed.
+async fn picture(world: &World) -> BTreeMap<String, String> {
+    let mut picture = BTreeMap::new();
+    let mut sql = world.sql().await;
+    for table in ["deployment", "alias", "plan", "lease", "queue", "operation", "event"] {
+        let rows = sql.list(&format!("SELECT t::text FROM palisade.{table} AS t ORDER BY 1")).await;
+        picture.insert(table.to_owned(), rows.join("\n"));
+    }
+    sql.close().await;
+    let client = world.cluster.admin().await;
+    objects::<Deployment>(Api::namespaced(client.clone(), &world.namespace), &mut picture).await;
+    objects::<Service>(Api::namespaced(client, &world.namespace), &mut picture).await;
+    picture
+}
+
+async fn objects<K>(api: Api<K>, picture: &mut BTreeMap<String, String>)
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + serde::Serialize,
+{
+    for object in api.list(&ListParams::default()).await.expect("a list").items {
+        let mut json = serde_json::to_value(&object).expect("JSON");
+        // What Kubernetes' own controllers report is theirs to change.
+        for theirs in ["status", "managedFields", "resourceVersion"] {
+            json.as_object_mut().expect("an object").remove(theirs);
+            json["metadata"].as_object_mut().expect("metadata").remove(theirs);
+        }
+        picture.insert(format!("{} {}", K::kind(&()), object.name_any()), json.to_string());
+    }
+}
+
+/// Which part of the contract a call belongs to: these change something, and are sent however late.
+fn is_registry_write(point: &str) -> bool {
+    point.ends_with("/before") && (point.contains("/record_") || point.contains("/release/"))
+}
+
+fn is_cluster_write(point: &str) -> bool {
+    point.ends_with("/before") && ["/seal/", "/apply/", "/mark/", "/scale/"].iter().any(|call| point.contains(call))
+}
+
+/// A worker is really stopped at `point`, while it rolls out version 2. Another one takes over and rolls out version 3. Then the
+/// first one goes on.
+async fn paused(point: &str) {
+    let uid = Uuid::new_v4();
+    let world = serving("paused", uid).await;
+    world.planner.plan(uid, spec(&world, 2)).await;
+    let stale = world.worker("stale", &[("PALISADE_STOP_AT", point)]);
+    stale.stopped().await;
+    // What it did before it stopped is done; from here on, nothing of its may be applied.
+    world.planner.plan(uid, spec(&world, 3)).await;
+    let next = world.worker("next", &[]);
+    world.done("churn", 3).await;
+    next.says("\"done\"", 1).await;
+
+    let before = picture(&world).await;
+    stale.thaw();
+    // It notices, starts over, and is of use again (L4).
+    if point.starts_with("done/release/after") || point.starts_with("-/claim") {
+        stale.says("session opened", 2).await;
+    } else {
+        stale.says("starting over with a new session", 1).await;
+    }
+    stale.says("session opened", 2).await;
+    let after = picture(&world).await;
+    assert_eq!(before, after, "after a pause at {point}, the stale worker changed something; its log:\n{}", stale.text());
+    refused(&world, point, &stale).await;
+}
+
+/// Not vacuous: where the pause was right before a write, that write was sent, and refused.
+async fn refused(world: &World, point: &str, stale: &Worker) {
+    if is_registry_write(point) {
+        let mut sql = world.sql().await;
+        sql.wait_until("EXISTS (SELECT FROM palisade.refusal WHERE reason = 'stale')").await;
+        sql.close().await;
+    } else if is_cluster_write(point) {
+        // The answer comes when its work is already cancelled; the API server's log has it, and the object did not change.
+        assert!(stale.text().contains("session lost"), "{}", stale.text());
+    }
+}
+
+/// A worker is killed at `point`; another one resumes from what is recorded, and finishes the same plan.
+async fn killed(point: &str) {
+    let uid = Uuid::new_v4();
+    let world = serving("killed", uid).await;
+    world.planner.plan(uid, spec(&world, 2)).await;
+    let mut dead = world.worker("dead", &[("PALISADE_KILL_AT", point)]);
+    dead.ended().await;
+    let next = world.worker("next", &[]);
+    world.done("churn", 2).await;
+    let mut sql = world.sql().await;
+    assert_eq!(sql.text("SELECT version::text FROM palisade.alias").await, "2", "killed at {point}");
+    // The takeover is on record, unless there was nothing left to take over.
+    let takeovers = sql.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover' AND resource LIKE 'deployment/%'").await;
+    assert!(takeovers == 1 || point.contains("release") || point.starts_with("-/claim/before"), "killed at {point}: {takeovers} takeovers");
+    sql.close().await;
+    next.says("\"done\"", usize::from(!point.starts_with("done/release/after"))).await;
+    let client = world.cluster.admin().await;
+    let service = Api::<Service>::namespaced(client.clone(), &world.namespace).get("churn").await.expect("a Service");
+    let target = world_revision(&world, 2);
+    assert_eq!(service.spec.and_then(|s| s.selector).expect("a selector")["palisade.dev/revision"], target, "killed at {point}");
+    let left = Api::<Deployment>::namespaced(client, &world.namespace).list(&ListParams::default()).await.expect("a list");
+    let names: Vec<_> = left.items.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(names, [format!("churn-{target}")], "killed at {point}");
+}
+
+fn world_revision(world: &World, version: i64) -> String {
+    spec(world, version).revision()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_paused_before_or_after_any_call_of_any_step_changes_nothing_once_it_was_replaced() {
+    let points = points().await;
+    eprintln!("{} points", points.len());
+    stream::iter(&points).for_each_concurrent(AT_ONCE, |point| paused(point)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_killed_before_or_after_any_call_of_any_step_is_resumed_by_another() {
+    let points = points().await;
+    stream::iter(&points).for_each_concurrent(AT_ONCE, |point| killed(point)).await;
+}
