@@ -331,6 +331,8 @@ BEGIN
     a := palisade.enter(drop_plan.resource, drop_plan.token, drop_plan.sequence, drop_plan.key, 'drop_plan', v_args);
     IF a.outcome IS NOT NULL THEN
         RETURN a;
+    ELSIF drop_plan.resource NOT LIKE 'controller/%' THEN
+        RETURN palisade.leave(drop_plan.resource, drop_plan.token, drop_plan.sequence, 'drop_plan', v_args, 'not_a_controller', NULL);
     END IF;
     DELETE FROM palisade.plan AS n
         WHERE n.resource = drop_plan.deployment AND n.uid = drop_plan.uid AND n.removed AND drop_plan.token >= n.token
@@ -356,6 +358,8 @@ BEGIN
     a := palisade.enter(next_revision.resource, next_revision.token, NULL, next_revision.key, 'next_revision', NULL);
     IF a.outcome IS NOT NULL THEN
         RETURN a;
+    ELSIF next_revision.resource NOT LIKE 'controller/%' THEN
+        RETURN palisade.refuse(next_revision.resource, next_revision.token, NULL, 'next_revision', 'not_a_controller', next_revision.token);
     END IF;
     UPDATE palisade.plan AS n
         SET status_revision = greatest(n.status_revision + 1, coalesce(next_revision.above, 0) + 1, next_revision.token / 4294967296 * 4294967296 + 1)

@@ -226,7 +226,7 @@ key text: the key of the session that the token was granted to
 deployment text: the deployment''s resource: deployment/NAMESPACE/NAME
 uid uuid: the UID of the ModelDeployment that the work is for
 result: none
-reasons: no_lease, epoch_not_established, not_issued, stale, forgotten, wrong_key, session_closed, superseded, not_removed';
+reasons: no_lease, epoch_not_established, not_issued, stale, forgotten, wrong_key, session_closed, superseded, not_a_controller, not_removed';
 COMMENT ON FUNCTION palisade.next_revision IS 'A status revision above every one before. Has no sequence: a skipped number does no harm.
 resource text: 1–512 characters; what is owned: deployment/NAMESPACE/NAME, controller/SCOPE
 token bigint: the fencing token of the grant
@@ -234,7 +234,7 @@ key text: the key of the session that the token was granted to
 deployment text: the deployment''s resource: deployment/NAMESPACE/NAME
 above bigint: the revision that the object''s status carries now
 result: revision
-reasons: no_lease, epoch_not_established, not_issued, stale, forgotten, wrong_key, session_closed';
+reasons: no_lease, epoch_not_established, not_issued, stale, forgotten, wrong_key, session_closed, not_a_controller';
 
 -- ---------------------------------------------------------------- plain clients of the registry: no lease, a request id
 
