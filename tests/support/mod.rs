@@ -1,0 +1,7 @@
+//! What the integration tests share. Each binary uses a part of it.
+#![allow(dead_code)]
+
+pub mod cluster;
+pub mod postgres;
+pub mod proxy;
+pub mod world;
