@@ -77,21 +77,19 @@ impl Store {
         statement: Statement,
     ) -> Result<Vec<PgRow>, CallError> {
         let budget = budget.min(self.timeout);
-        let deadline = tokio::time::sleep(budget);
-        tokio::pin!(deadline);
-        let connection = tokio::select! {
-            biased;
-            connection = self.pool.acquire() => connection.map_err(|e| CallError::NotSent(e.to_string()))?,
-            () = &mut deadline => return Err(CallError::NotSent(format!("no connection within {budget:?}"))),
+        // A quarter for a connection, the rest for the statement: together no more than the caller allows.
+        let (connecting, answering) = (budget / 4, budget - budget / 4);
+        let connection = match tokio::time::timeout(connecting, self.pool.acquire()).await {
+            Ok(connection) => connection.map_err(|e| CallError::NotSent(e.to_string()))?,
+            Err(_) => return Err(CallError::NotSent(format!("no connection within {connecting:?}"))),
         };
         let mut checked = Checked { connection: Some(connection), clean: false };
         failpoint::before(name);
         let answer = match checked.connection.as_mut() {
             None => return Err(CallError::NotSent("no connection".into())),
-            Some(connection) => tokio::select! {
-                biased;
-                answer = statement.fetch_all(&mut **connection) => answer,
-                () = &mut deadline => return Err(CallError::NoAnswer(format!("within {budget:?}"))),
+            Some(connection) => match tokio::time::timeout(answering, statement.fetch_all(&mut **connection)).await {
+                Ok(answer) => answer,
+                Err(_) => return Err(CallError::NoAnswer(format!("within {answering:?}"))),
             },
         };
         failpoint::after(name);

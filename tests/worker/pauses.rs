@@ -126,7 +126,8 @@ async fn paused(point: &str) {
 async fn refused(world: &World, point: &str, stale: &Worker) {
     if is_registry_write(point) {
         let mut sql = world.sql().await;
-        sql.wait_until("EXISTS (SELECT FROM palisade.refusal WHERE reason = 'stale')").await;
+        let call = point.split('/').nth(1).expect("a call");
+        sql.wait_until(&format!("EXISTS (SELECT FROM palisade.refusal WHERE reason = 'stale' AND kind = '{call}') /* {point} */")).await;
         sql.close().await;
     } else if is_cluster_write(point) {
         // The answer comes when its work is already cancelled; the API server's log has it, and the object did not change.
