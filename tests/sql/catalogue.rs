@@ -78,10 +78,10 @@ async fn everything_in_the_schema_belongs_to_the_owner_role() {
     let others = conn
         .list(
             "SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relowner <> 'palisade_owner'::regrole
-                 AND relname NOT LIKE '\\_migrations%'
+                 AND relname NOT LIKE 'migration%'
              UNION ALL SELECT proname::text FROM pg_proc WHERE pronamespace = 'palisade'::regnamespace AND proowner <> 'palisade_owner'::regrole
              UNION ALL SELECT typname::text FROM pg_type WHERE typnamespace = 'palisade'::regnamespace AND typowner <> 'palisade_owner'::regrole
-                 AND typname NOT LIKE '%\\_migrations%'",
+                 AND typname NOT LIKE '%migration%'",
         )
         .await;
     assert!(others.is_empty(), "{others:?}");
@@ -96,7 +96,7 @@ async fn every_function_of_the_api_every_table_and_every_type_has_a_comment() {
             "SELECT 'function ' || proname FROM pg_proc WHERE oid IN ({API}) AND obj_description(oid, 'pg_proc') IS NULL
              UNION ALL
              SELECT 'table ' || relname FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r'
-                 AND relname <> '_migrations' AND obj_description(oid, 'pg_class') IS NULL
+                 AND relname <> 'migration' AND obj_description(oid, 'pg_class') IS NULL
              UNION ALL
              SELECT 'type ' || typname FROM pg_type AS t JOIN pg_class AS c ON c.oid = t.typrelid
                  WHERE typnamespace = 'palisade'::regnamespace AND c.relkind = 'c' AND obj_description(t.oid, 'pg_type') IS NULL"

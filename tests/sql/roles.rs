@@ -48,7 +48,7 @@ async fn each_role_can_do_what_it_was_granted_and_nothing_else() {
     furnish(&mut admin).await;
     admin.owner(A).await;
     let tables = admin
-        .list("SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r' AND relname <> '_migrations'")
+        .list("SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r' AND relname <> 'migration'")
         .await;
     // Each function with nulls of the right types: enough to be refused, or to be told what is missing.
     let functions = admin
@@ -166,7 +166,7 @@ async fn temporary_tables_of_the_same_names_deceive_nobody() {
     let stale = admin.owner(A).await;
     admin.take_over(&stale).await;
     let tables = admin
-        .list("SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r' AND relname <> '_migrations'")
+        .list("SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r' AND relname <> 'migration'")
         .await;
     let columns = |table: &str| {
         format!("SELECT string_agg(quote_ident(attname) || ' ' || format_type(atttypid, NULL), ', ') FROM pg_attribute

@@ -67,8 +67,16 @@ impl Server {
     /// SIGKILL to the postmaster: what it had not written is lost. Returns when the port is closed to newcomers and
     /// the orphaned backends are gone.
     pub fn crash(&self) {
-        kill(self.postmaster());
+        let postmaster = self.postmaster();
+        kill(postmaster);
         stop(&self.dir);
+        // Until its parent has taken note of its death, its PID looks alive to the next start's lock files.
+        let began = Instant::now();
+        while Path::new(&format!("/proc/{postmaster}")).exists() && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // It still says "ready", and a start would believe it before the recovery has begun.
+        let _ = std::fs::remove_file(self.dir.join("data/postmaster.pid"));
     }
 
     pub fn postmaster(&self) -> i32 {
@@ -180,7 +188,8 @@ pub fn kill(pid: i32) {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
 }
 
-/// Applies ./migrations, as the program does.
+/// Applies ./migrations as the program does, but as the files are now: a changed one needs no build. That the program
+/// holds the same is tested in tests/sql/migrations.rs.
 pub async fn migrate(url: &str) {
     migrator().await.run(&mut open(url).await).await.expect("the migrations apply");
 }
@@ -188,7 +197,7 @@ pub async fn migrate(url: &str) {
 pub async fn migrator() -> sqlx::migrate::Migrator {
     let mut migrator = sqlx::migrate::Migrator::new(root().join("migrations")).await.expect("migrations");
     migrator.create_schema("palisade");
-    migrator.dangerous_set_table_name("palisade._migrations");
+    migrator.dangerous_set_table_name("palisade.migration");
     migrator
 }
 
@@ -541,7 +550,7 @@ impl Conn {
     pub async fn clear(&mut self) {
         let tables = self
             .list("SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r'
-                   AND relname NOT IN ('epoch', '_migrations') ORDER BY relname <> 'model_version'")
+                   AND relname NOT IN ('epoch', 'migration') ORDER BY relname <> 'model_version'")
             .await;
         let sql: String = tables.iter().map(|table| format!("DELETE FROM palisade.{table};")).collect();
         self.run(&sql).await;
