@@ -1,0 +1,1838 @@
+CREATE SCHEMA palisade;
+ALTER SCHEMA palisade OWNER TO palisade_owner;
+CREATE TYPE palisade.answer AS (
+	outcome text,
+	reason text,
+	current_token bigint,
+	result jsonb
+);
+ALTER TYPE palisade.answer OWNER TO palisade_owner;
+CREATE FUNCTION palisade.abandon(resource text, token bigint, sequence bigint, key text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    a palisade.answer;
+BEGIN
+    a := palisade.may_ask(abandon.resource, abandon.token, abandon.key);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    RETURN palisade.close_fence(abandon.resource, abandon.token, abandon.sequence);
+END
+$$;
+ALTER FUNCTION palisade.abandon(resource text, token bigint, sequence bigint, key text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval DEFAULT NULL::interval) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    g record;
+    l palisade.lease;
+    o record;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF acquire.resource IS NULL OR length(acquire.resource) NOT BETWEEN 1 AND 512 OR acquire.resource ~ '[[:cntrl:]]' THEN
+        RAISE EXCEPTION 'palisade: resource must be 1 to 512 characters without control characters' USING ERRCODE = 'PS004';
+    END IF;
+    PERFORM palisade.check_span('progress', acquire.progress);
+    -- A stranger must not leave rows: the session is checked again, for good, behind the locks.
+    IF NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id AND s.key_hash = palisade.key_hash(acquire.key)) THEN
+        RETURN ('rejected', CASE WHEN EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id) THEN 'wrong_key' ELSE 'no_session' END,
+                NULL, NULL)::palisade.answer;
+    END IF;
+    INSERT INTO palisade.lease (resource, token) VALUES (acquire.resource, 0) ON CONFLICT (resource) DO NOTHING;
+    PERFORM FROM palisade.lease AS x WHERE x.resource = acquire.resource FOR NO KEY UPDATE;
+    SELECT * INTO g FROM palisade.grant_locked(acquire.id, acquire.key, ARRAY[acquire.resource], acquire.progress, true);
+    IF g.token IS NOT NULL THEN
+        RETURN ('applied', NULL, g.token, jsonb_build_object('takeover', g.takeover))::palisade.answer;
+    END IF;
+    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = acquire.resource;
+    IF g.refused IS NOT NULL THEN
+        RETURN ('rejected', g.refused, l.token, NULL)::palisade.answer;
+    END IF;
+    SELECT s.worker, least(s.expires_at, p.deadline) - clock_timestamp() AS span INTO o
+        FROM palisade.session AS s LEFT JOIN palisade.progress AS p ON p.resource = acquire.resource WHERE s.id = l.session;
+    RETURN ('rejected', 'held', l.token,
+            jsonb_build_object('owner', o.worker, 'left_ms', greatest(palisade.milliseconds(o.span), 0)))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.args_hash(VARIADIC p_args text[]) RETURNS bytea
+    LANGUAGE sql IMMUTABLE
+    AS $$ SELECT sha256(convert_to(p_args::text, 'UTF8')) $$;
+ALTER FUNCTION palisade.args_hash(VARIADIC p_args text[]) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.begin_call() RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'palisade: transaction_isolation is %, and must be read committed', current_setting('transaction_isolation')
+            USING ERRCODE = 'PS002', HINT = 'Call the function as a statement of its own, outside a transaction block.';
+    END IF;
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+END
+$$;
+ALTER FUNCTION palisade.begin_call() OWNER TO palisade_owner;
+CREATE FUNCTION palisade.begin_request(p_request uuid, p_kind text, p_args bytea) RETURNS palisade.answer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    q palisade.request;
+    a palisade.answer;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF p_request IS NULL THEN
+        RAISE EXCEPTION 'palisade: request must be a fresh UUID: it makes a repeated call harmless' USING ERRCODE = 'PS004';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended(p_request::text, 0));
+    SELECT * INTO q FROM palisade.request AS x WHERE x.id = p_request;
+    IF q.id IS NULL THEN
+        RETURN NULL;
+    ELSIF q.kind <> p_kind OR q.args_hash <> p_args THEN
+        RAISE EXCEPTION 'palisade: request % was already used by % with other arguments', p_request, q.kind
+            USING ERRCODE = 'PS001', HINT = 'Take a fresh UUID for another request.';
+    END IF;
+    a := q.answer;
+    IF a.outcome = 'applied' THEN
+        a.outcome := 'replayed';
+    END IF;
+    RETURN a;
+END
+$$;
+ALTER FUNCTION palisade.begin_request(p_request uuid, p_kind text, p_args bytea) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.check_lease(resource text, token bigint, key text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    a palisade.answer;
+BEGIN
+    a := palisade.enter(check_lease.resource, check_lease.token, NULL, check_lease.key, 'check_lease', NULL);
+    IF a.outcome IS NOT NULL THEN
+        RAISE EXCEPTION 'palisade: token % of % is refused: % (the newest is %)', check_lease.token, check_lease.resource, a.reason, a.current_token
+            USING ERRCODE = 'PS003', HINT = 'The lease went to another owner: stop, and acquire it anew.';
+    END IF;
+END
+$$;
+ALTER FUNCTION palisade.check_lease(resource text, token bigint, key text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.check_name(p_field text, p_name text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $_$
+BEGIN
+    IF p_name IS NULL OR p_name !~ '^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$' THEN
+        RAISE EXCEPTION 'palisade: % is %, and must be 1 to 253 letters, digits, dots, dashes or underscores, with a letter or digit at both ends',
+            p_field, quote_nullable(left(p_name, 80)) USING ERRCODE = 'PS004';
+    END IF;
+END
+$_$;
+ALTER FUNCTION palisade.check_name(p_field text, p_name text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.check_span(p_name text, p_span interval) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+BEGIN
+    IF p_span <= interval '0' OR p_span > interval '30 days' THEN
+        RAISE EXCEPTION 'palisade: % is %, and must be above 0 and at most 30 days (null: no limit of its own)', p_name, p_span
+            USING ERRCODE = 'PS004';
+    END IF;
+END
+$$;
+ALTER FUNCTION palisade.check_span(p_name text, p_span interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.check_tags(p_tags jsonb) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+BEGIN
+    IF p_tags IS NULL OR jsonb_typeof(p_tags) <> 'object' OR length(p_tags::text) > 65536
+       OR EXISTS (SELECT FROM jsonb_each(p_tags) AS t WHERE jsonb_typeof(t.value) <> 'string') THEN
+        RAISE EXCEPTION 'palisade: tags must be an object of strings, at most 64 KiB' USING ERRCODE = 'PS004';
+    END IF;
+END
+$$;
+ALTER FUNCTION palisade.check_tags(p_tags jsonb) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.claim(id uuid, key text, "limit" integer, progress interval DEFAULT NULL::interval) RETURNS TABLE(resource text, token bigint, takeover boolean, plan jsonb, deployment jsonb, refused text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_now        timestamptz := clock_timestamp();
+    v_candidates text[];
+    v_locked     text[];
+BEGIN
+    PERFORM palisade.begin_call();
+    IF claim."limit" IS NULL OR claim."limit" NOT BETWEEN 1 AND 1000 THEN
+        RAISE EXCEPTION 'palisade: limit is %, and must be between 1 and 1000', claim."limit" USING ERRCODE = 'PS004';
+    END IF;
+    PERFORM palisade.check_span('progress', claim.progress);
+    -- Oldest first, without a lock: only a guess, checked again below. Others' claims are going on, hence more than the limit.
+    SELECT array_agg(c.resource ORDER BY c.due_at) INTO v_candidates FROM (
+        SELECT q.resource, q.due_at
+        FROM palisade.queue AS q
+        JOIN palisade.lease AS l ON l.resource = q.resource
+        LEFT JOIN palisade.session AS s ON s.id = l.session
+        LEFT JOIN palisade.progress AS p ON p.resource = q.resource
+        WHERE q.due_at <= v_now
+          AND (l.session IS NULL OR (l.session <> claim.id
+               AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl OR p.deadline <= v_now)))
+        ORDER BY q.due_at LIMIT claim."limit" * 8) AS c;
+    IF v_candidates IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(x.resource) INTO v_locked FROM (
+        SELECT l.resource
+        FROM unnest(v_candidates) WITH ORDINALITY AS c(resource, place) JOIN palisade.lease AS l ON l.resource = c.resource
+        ORDER BY c.place LIMIT claim."limit" FOR NO KEY UPDATE OF l SKIP LOCKED) AS x;
+    IF v_locked IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        SELECT g.resource, g.token, g.takeover, palisade.plan_json(n), palisade.deployment_json(d), g.refused
+        FROM palisade.grant_locked(claim.id, claim.key,
+                 ARRAY(SELECT q.resource FROM palisade.queue AS q WHERE q.resource = ANY (v_locked) AND q.due_at <= clock_timestamp()),
+                 claim.progress, false) AS g
+        LEFT JOIN palisade.plan AS n ON n.resource = g.resource
+        LEFT JOIN palisade.deployment AS d ON d.resource = g.resource;
+END
+$$;
+ALTER FUNCTION palisade.claim(id uuid, key text, "limit" integer, progress interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.clean(older_than interval, batch integer DEFAULT 1000) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_before timestamptz := clock_timestamp() - clean.older_than;
+    v_count  integer;
+    v_total  integer := 0;
+BEGIN
+    IF clean.older_than IS NULL OR clean.older_than < interval '1 hour' OR clean.batch IS NULL OR clean.batch NOT BETWEEN 1 AND 100000 THEN
+        RAISE EXCEPTION 'palisade: older_than must be at least 1 hour (is %), batch between 1 and 100000 (is %)', clean.older_than, clean.batch
+            USING ERRCODE = 'PS004';
+    END IF;
+    WITH old AS MATERIALIZED ( -- a lease that is locked now is cleaned another time: nothing waits for upkeep
+        SELECT o.resource, o.token, o.sequence FROM palisade.operation AS o JOIN palisade.lease AS l ON l.resource = o.resource
+        WHERE o.at < v_before AND o.token < l.token LIMIT clean.batch FOR NO KEY UPDATE OF l SKIP LOCKED
+    ), marked AS (
+        UPDATE palisade.lease AS l SET ledger_from = greatest(l.ledger_from, m.token + 1)
+        FROM (SELECT x.resource, max(x.token) AS token FROM old AS x GROUP BY x.resource) AS m WHERE l.resource = m.resource
+    )
+    DELETE FROM palisade.operation AS o USING old AS x WHERE o.resource = x.resource AND o.token = x.token AND o.sequence = x.sequence;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_count;
+    DELETE FROM palisade.refusal AS r WHERE r.id IN (SELECT x.id FROM palisade.refusal AS x WHERE x.at < v_before ORDER BY x.id LIMIT clean.batch);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM palisade.request AS r WHERE r.id IN (SELECT x.id FROM palisade.request AS x WHERE x.at < v_before LIMIT clean.batch);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    DELETE FROM palisade.event AS v WHERE v.id IN (SELECT x.id FROM palisade.event AS x WHERE x.at < v_before ORDER BY x.id LIMIT clean.batch);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    -- A session is forgotten once it holds nothing and no ledger row of its grants is left to ask about.
+    WITH gone AS (
+        DELETE FROM palisade.session AS s WHERE s.id IN (
+            SELECT x.id FROM palisade.session AS x
+            WHERE x.expires_at < v_before AND NOT EXISTS (SELECT FROM palisade.lease AS l WHERE l.session = x.id) LIMIT clean.batch)
+        RETURNING s.id
+    )
+    DELETE FROM palisade.loss AS o USING gone AS g WHERE o.session = g.id;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_total + v_count;
+END
+$$;
+ALTER FUNCTION palisade.clean(older_than interval, batch integer) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.close_fence(p_resource text, p_token bigint, p_sequence bigint) RETURNS palisade.answer
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM palisade.begin_call();
+    IF p_sequence IS NULL OR p_sequence < 1 THEN
+        RAISE EXCEPTION 'palisade: sequence is %, and must be at least 1', p_sequence USING ERRCODE = 'PS004';
+    END IF;
+    PERFORM FROM palisade.lease AS l WHERE l.resource = p_resource FOR NO KEY UPDATE;
+    UPDATE palisade.lease AS l SET sequence = p_sequence
+        WHERE l.resource = p_resource AND l.token = p_token AND l.session IS NOT NULL AND l.sequence < p_sequence;
+    RETURN palisade.operation_show(p_resource, p_token, p_sequence);
+END
+$$;
+ALTER FUNCTION palisade.close_fence(p_resource text, p_token bigint, p_sequence bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.close_session(id uuid, key text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    s       palisade.session;
+    v_lease text;
+    v_count integer := 0;
+BEGIN
+    PERFORM palisade.begin_call();
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = close_session.id;
+    IF s.id IS NULL THEN
+        RETURN ('rejected', 'no_session', NULL, NULL)::palisade.answer;
+    ELSIF s.key_hash IS DISTINCT FROM palisade.key_hash(close_session.key) THEN
+        RETURN ('rejected', 'wrong_key', NULL, NULL)::palisade.answer;
+    END IF;
+    -- Leases first, then the session. One granted in between belongs to a closed session then, and is free.
+    FOR v_lease IN SELECT l.resource FROM palisade.lease AS l WHERE l.session = s.id ORDER BY l.resource FOR NO KEY UPDATE LOOP
+        PERFORM palisade.retire_lease(v_lease, 'release', 'session closed');
+        v_count := v_count + 1;
+    END LOOP;
+    UPDATE palisade.session AS x SET closed_at = clock_timestamp() WHERE x.id = s.id AND x.closed_at IS NULL;
+    RETURN (CASE WHEN FOUND THEN 'applied' ELSE 'replayed' END, NULL, NULL, jsonb_build_object('released', v_count))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.close_session(id uuid, key text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.current_epoch() RETURNS bigint
+    LANGUAGE sql
+    AS $$
+    SELECT e.number
+    FROM palisade.epoch AS e
+    WHERE e.postmaster_start = pg_postmaster_start_time()
+      AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+      AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a)
+$$;
+ALTER FUNCTION palisade.current_epoch() OWNER TO palisade_owner;
+CREATE TABLE palisade.deployment (
+    resource text NOT NULL,
+    uid uuid NOT NULL,
+    rollout bigint NOT NULL,
+    step text NOT NULL,
+    step_started_at timestamp with time zone NOT NULL,
+    state jsonb NOT NULL,
+    serving_model text,
+    serving_version bigint,
+    serving_revision text,
+    serving_since timestamp with time zone,
+    failure_reason text,
+    failure_message text,
+    token bigint NOT NULL,
+    updated_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='70');
+ALTER TABLE palisade.deployment OWNER TO palisade_owner;
+CREATE FUNCTION palisade.deployment_json(d palisade.deployment) RETURNS jsonb
+    LANGUAGE sql
+    AS $$
+    SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
+        'step_age_ms', palisade.milliseconds(clock_timestamp() - d.step_started_at),
+        'step_started_at', d.step_started_at,
+        'serving_model', d.serving_model, 'serving_version', d.serving_version, 'serving_revision', d.serving_revision,
+        'serving_since', d.serving_since,
+        'serving_age_ms', palisade.milliseconds(clock_timestamp() - d.serving_since),
+        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END
+$$;
+ALTER FUNCTION palisade.deployment_json(d palisade.deployment) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.drop_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_args   bytea := palisade.args_hash(drop_plan.deployment, drop_plan.uid::text);
+    v_reason text;
+    a        palisade.answer;
+BEGIN
+    a := palisade.enter(drop_plan.resource, drop_plan.token, drop_plan.sequence, drop_plan.key, 'drop_plan', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    ELSIF drop_plan.resource NOT LIKE 'controller/%' THEN
+        RETURN palisade.leave(drop_plan.resource, drop_plan.token, drop_plan.sequence, 'drop_plan', v_args, 'not_a_controller', NULL);
+    END IF;
+    DELETE FROM palisade.plan AS n
+        WHERE n.resource = drop_plan.deployment AND n.uid = drop_plan.uid AND n.removed AND drop_plan.token >= n.token
+          AND EXISTS (SELECT FROM palisade.deployment AS d WHERE d.resource = n.resource AND d.rollout = n.rollout AND d.step = 'removed');
+    IF FOUND THEN
+        DELETE FROM palisade.deployment AS d WHERE d.resource = drop_plan.deployment;
+        DELETE FROM palisade.queue AS q WHERE q.resource = drop_plan.deployment;
+    ELSIF EXISTS (SELECT FROM palisade.plan AS n WHERE n.resource = drop_plan.deployment AND n.uid = drop_plan.uid) THEN
+        v_reason := 'not_removed';
+    END IF;
+    RETURN palisade.leave(drop_plan.resource, drop_plan.token, drop_plan.sequence, 'drop_plan', v_args, v_reason, NULL);
+END
+$$;
+ALTER FUNCTION palisade.drop_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.end_blockers(older_than interval) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    IF end_blockers.older_than IS NULL OR end_blockers.older_than < interval '1 second' THEN
+        RAISE EXCEPTION 'palisade: older_than is %, and must be at least 1 second', end_blockers.older_than USING ERRCODE = 'PS004';
+    END IF;
+    SELECT count(*) INTO v_count FROM (
+        SELECT pg_terminate_backend(a.pid)
+        FROM pg_catalog.pg_stat_activity AS a
+        JOIN pg_catalog.pg_roles AS r ON r.oid = a.usesysid AND NOT r.rolsuper
+        WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+          AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - end_blockers.older_than
+          AND EXISTS (SELECT FROM pg_catalog.pg_locks AS k
+                      WHERE k.pid = a.pid AND k.relation = 'palisade.lease'::regclass AND k.mode = 'RowShareLock')
+    ) AS ended;
+    RETURN v_count;
+END
+$$;
+ALTER FUNCTION palisade.end_blockers(older_than interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.end_request(p_request uuid, p_kind text, p_args bytea, p_reason text, p_result jsonb) RETURNS palisade.answer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    a palisade.answer := (CASE WHEN p_reason IS NULL THEN 'applied' ELSE 'rejected' END, p_reason, NULL, p_result)::palisade.answer;
+BEGIN
+    INSERT INTO palisade.request (id, kind, args_hash, answer, at) VALUES (p_request, p_kind, p_args, a, clock_timestamp());
+    RETURN a;
+END
+$$;
+ALTER FUNCTION palisade.end_request(p_request uuid, p_kind text, p_args bytea, p_reason text, p_result jsonb) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.enter(p_resource text, p_token bigint, p_sequence bigint, p_key text, p_kind text, p_args bytea) RETURNS palisade.answer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    l       palisade.lease;
+    o       palisade.operation;
+    s       record;
+    v_epoch bigint;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF p_resource IS NULL OR p_token IS NULL OR p_token < 1 OR p_key IS NULL OR (p_args IS NOT NULL AND (p_sequence IS NULL OR p_sequence < 1)) THEN
+        RAISE EXCEPTION 'palisade: resource, token, sequence and key are needed, and token and sequence are at least 1 (resource %, token %, sequence %)',
+            p_resource, p_token, p_sequence USING ERRCODE = 'PS004';
+    END IF;
+    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = p_resource FOR NO KEY UPDATE;
+    IF l.resource IS NULL THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'no_lease', NULL);
+    END IF;
+    v_epoch := palisade.current_epoch();
+    IF v_epoch IS NULL THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'epoch_not_established', l.token);
+    ELSIF p_token > l.token THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token);
+    ELSIF p_token < l.token OR p_token / 4294967296 <> v_epoch THEN
+        -- Too old to change anything, but what it did change, it is told.
+        IF p_sequence IS NOT NULL THEN
+            SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
+            IF o.resource IS NOT NULL AND palisade.key_fits(
+                    (SELECT h.session FROM palisade.grant_history AS h WHERE h.resource = p_resource AND h.token = p_token), p_key) THEN
+                RETURN palisade.replay(o, p_kind, p_args, l.token);
+            END IF;
+        END IF;
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind,
+            CASE WHEN p_token < l.ledger_from THEN 'forgotten' ELSE 'stale' END, l.token);
+    END IF;
+    SELECT x.key_hash, x.closed_at INTO s FROM palisade.session AS x WHERE x.id = l.session;
+    IF l.session IS NULL THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token); -- raised by a release
+    ELSIF s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'wrong_key', l.token);
+    END IF;
+    IF p_sequence <= l.sequence THEN
+        SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
+        IF o.resource IS NOT NULL THEN
+            RETURN palisade.replay(o, p_kind, p_args, l.token);
+        END IF;
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'superseded', l.token);
+    ELSIF s.closed_at IS NOT NULL THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'session_closed', l.token);
+    END IF;
+    RETURN (NULL, NULL, l.token, NULL)::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.enter(p_resource text, p_token bigint, p_sequence bigint, p_key text, p_kind text, p_args bytea) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.epoch_status(OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text, OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    e palisade.epoch;
+    i record;
+BEGIN
+    SELECT * INTO i FROM palisade.incarnation();
+    SELECT * INTO e FROM palisade.epoch;
+    number := e.number;
+    established := palisade.current_epoch() IS NOT NULL;
+    incarnation := i.name;
+    timeline := i.timeline;
+    established_timeline := e.timeline;
+    IF e.number IS NOT NULL THEN
+        established_for := format('%s/%s/%s/%s', e.system_id, e.timeline,
+            (extract(epoch FROM e.postmaster_start) * 1000000)::bigint, (extract(epoch FROM e.checkpointer_start) * 1000000)::bigint);
+    END IF;
+    SELECT coalesce(max(l.token), 0) INTO epoch_status.highest_token FROM palisade.lease AS l;
+END
+$$;
+ALTER FUNCTION palisade.epoch_status(OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text, OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.establish_epoch(number bigint, incarnation text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    e palisade.epoch;
+    i record;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF establish_epoch.number IS NULL OR establish_epoch.number < 1 OR establish_epoch.number >= 2097152 THEN
+        RAISE EXCEPTION 'palisade: number is %, and must be between 1 and 2097151', establish_epoch.number USING ERRCODE = 'PS004';
+    END IF;
+    LOCK TABLE palisade.epoch IN SHARE ROW EXCLUSIVE MODE; -- there may be no row to lock yet; readers go on
+    SELECT * INTO i FROM palisade.incarnation();
+    IF establish_epoch.incarnation IS DISTINCT FROM i.name THEN
+        RETURN ('rejected', 'incarnation_changed', NULL, jsonb_build_object('incarnation', i.name))::palisade.answer;
+    END IF;
+    SELECT * INTO e FROM palisade.epoch;
+    IF e.number = establish_epoch.number AND palisade.current_epoch() IS NOT NULL THEN
+        RETURN ('replayed', NULL, NULL, jsonb_build_object('number', e.number))::palisade.answer;
+    END IF;
+    IF establish_epoch.number <= greatest(e.number, (SELECT max(l.token) / 4294967296 FROM palisade.lease AS l)) THEN
+        RETURN ('rejected', 'epoch_not_newer', NULL, jsonb_build_object('number', e.number))::palisade.answer;
+    END IF;
+    INSERT INTO palisade.epoch AS x (number, system_id, timeline, postmaster_start, checkpointer_start, checkpointer_pid, established_at)
+        VALUES (establish_epoch.number, i.system_id, i.timeline, i.postmaster_start, i.checkpointer_start, i.checkpointer_pid, clock_timestamp())
+    ON CONFLICT (singleton) DO UPDATE SET number = excluded.number, system_id = excluded.system_id, timeline = excluded.timeline,
+        postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start,
+        checkpointer_pid = excluded.checkpointer_pid, established_at = excluded.established_at;
+    -- By id: the lock order. Their leases are granted anew, under tokens of the new epoch.
+    PERFORM FROM palisade.session AS s WHERE s.closed_at IS NULL ORDER BY s.id FOR NO KEY UPDATE;
+    UPDATE palisade.session AS s SET closed_at = clock_timestamp() WHERE s.closed_at IS NULL;
+    INSERT INTO palisade.event (resource, kind, data, at)
+        VALUES ('epoch', 'epoch', jsonb_build_object('number', establish_epoch.number, 'incarnation', i.name), clock_timestamp());
+    RETURN ('applied', NULL, NULL, jsonb_build_object('number', establish_epoch.number))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.establish_epoch(number bigint, incarnation text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.events(after_xid xid8, after_id bigint, "limit" integer) RETURNS TABLE(xid xid8, id bigint, resource text, kind text, token bigint, sequence bigint, data jsonb, at timestamp with time zone)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+    SELECT e.xid, e.id, e.resource, e.kind, e.token, e.sequence, e.data, e.at FROM palisade.event AS e
+    WHERE e.xid < pg_snapshot_xmin(pg_current_snapshot()) AND (e.xid, e.id) > (events.after_xid, events.after_id)
+    ORDER BY e.xid, e.id LIMIT events."limit"
+$$;
+ALTER FUNCTION palisade.events(after_xid xid8, after_id bigint, "limit" integer) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) RETURNS record
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+    SELECT (SELECT count(*) FROM palisade.queue AS q WHERE q.due_at <= clock_timestamp()),
+           (SELECT coalesce(palisade.milliseconds(clock_timestamp() - min(q.due_at)), 0) FROM palisade.queue AS q WHERE q.due_at <= clock_timestamp()),
+           (SELECT count(*) FROM palisade.lease AS l WHERE l.session IS NOT NULL),
+           (SELECT count(*) FROM palisade.session AS s WHERE s.closed_at IS NULL AND s.expires_at > clock_timestamp()),
+           (SELECT coalesce(palisade.milliseconds(clock_timestamp() - min(a.xact_start)), 0)
+                FROM pg_catalog.pg_stat_activity AS a WHERE a.datname = current_database() AND a.backend_type = 'client backend'),
+           (SELECT coalesce(max(age(a.backend_xmin)), 0) FROM pg_catalog.pg_stat_activity AS a)
+$$;
+ALTER FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean) RETURNS TABLE(resource text, token bigint, takeover boolean, refused text)
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    s        palisade.session;
+    v_owners uuid[];
+    v_epoch  bigint;
+    v_now    timestamptz;
+BEGIN
+    SELECT array_agg(DISTINCT l.session) INTO v_owners
+        FROM palisade.lease AS l WHERE l.resource = ANY (p_resources) AND l.session IS NOT NULL AND l.session <> p_session;
+    PERFORM FROM palisade.session AS x WHERE x.id = p_session OR x.id = ANY (v_owners) ORDER BY x.id FOR NO KEY UPDATE;
+    v_epoch := palisade.current_epoch();
+    v_now := clock_timestamp();
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = p_session;
+    refused := CASE
+        WHEN v_epoch IS NULL THEN 'epoch_not_established'
+        WHEN s.id IS NULL THEN 'no_session'
+        WHEN s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) THEN 'wrong_key'
+        WHEN s.closed_at IS NOT NULL THEN 'session_closed'
+        WHEN s.expires_at <= v_now THEN 'session_expired'
+    END;
+    IF refused IS NOT NULL THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    -- The clock went back: nobody waits longer than a TTL for it.
+    UPDATE palisade.session AS x SET expires_at = v_now + x.ttl
+        WHERE x.id = ANY (v_owners) AND x.closed_at IS NULL AND x.expires_at > v_now + x.ttl;
+    RETURN QUERY
+    WITH free AS MATERIALIZED (
+        SELECT l.resource, l.session AS former, l.token AS old, l.released_at,
+               l.session IS NOT NULL AND l.session <> p_session AS taken,
+               o.closed_at IS NULL AND o.expires_at > v_now AS alive,
+               least(o.closed_at, o.expires_at, p.deadline) AS ended
+        FROM palisade.lease AS l
+        LEFT JOIN palisade.session AS o ON o.id = l.session
+        LEFT JOIN palisade.progress AS p ON p.resource = l.resource
+        WHERE l.resource = ANY (p_resources)
+          AND CASE WHEN l.session IS NULL THEN true
+                   WHEN l.session = p_session THEN p_own
+                   ELSE o.id IS NULL OR o.closed_at IS NOT NULL OR o.expires_at <= v_now OR p.deadline <= v_now END
+    ), granted AS (
+        UPDATE palisade.lease AS l
+            SET token = palisade.next_token(l.token, v_epoch), sequence = 0, session = p_session, granted_at = v_now, released_at = NULL
+            FROM free AS f WHERE l.resource = f.resource
+            RETURNING l.resource, l.token, f.former, f.old, f.taken, f.alive, f.ended
+    ), closed AS ( -- in the same transaction: a late heartbeat and this grant cannot both win
+        UPDATE palisade.session AS x SET closed_at = v_now
+            FROM (SELECT DISTINCT g.former FROM granted AS g WHERE g.taken AND NOT g.alive) AS dead
+            WHERE x.id = dead.former AND x.closed_at IS NULL
+    ), moved AS (
+        INSERT INTO palisade.progress AS p (resource, token, deadline)
+            SELECT g.resource, g.token, CASE WHEN limits.span IS NULL THEN 'infinity' ELSE v_now + limits.span END
+            FROM granted AS g
+            LEFT JOIN palisade.plan AS n ON n.resource = g.resource
+            CROSS JOIN LATERAL (SELECT coalesce(p_progress, n.progress_ttl) AS span) AS limits
+            ON CONFLICT (resource) DO UPDATE SET token = excluded.token, deadline = excluded.deadline
+    ), told AS (
+        INSERT INTO palisade.loss (session, resource, token, reason, at)
+            SELECT g.former, g.resource, g.old, 'no progress', v_now FROM granted AS g WHERE g.taken AND g.alive
+            ON CONFLICT DO NOTHING
+    ), noted AS (
+        INSERT INTO palisade.grant_history (resource, token, session, worker, kind, reason, former_end, at)
+            SELECT g.resource, g.token, p_session, s.worker, CASE WHEN g.taken THEN 'takeover' ELSE 'grant' END,
+                   CASE WHEN NOT g.taken THEN NULL WHEN g.alive THEN 'no progress' ELSE 'session ended' END,
+                   CASE WHEN g.taken THEN g.ended END, v_now
+            FROM granted AS g
+    )
+    SELECT g.resource, g.token, g.taken, NULL::text FROM granted AS g;
+END
+$$;
+ALTER FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.heartbeat(id uuid, key text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    s      palisade.session;
+    v_now  timestamptz;
+    v_lost jsonb;
+BEGIN
+    PERFORM palisade.begin_call();
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = heartbeat.id FOR NO KEY UPDATE;
+    v_now := clock_timestamp(); -- after the lock: a takeover may have held it
+    IF s.id IS NULL THEN
+        RETURN ('rejected', 'no_session', NULL, NULL)::palisade.answer;
+    ELSIF s.key_hash IS DISTINCT FROM palisade.key_hash(heartbeat.key) THEN
+        RETURN ('rejected', 'wrong_key', NULL, NULL)::palisade.answer;
+    ELSIF s.closed_at IS NOT NULL THEN
+        RETURN ('rejected', 'session_closed', NULL, NULL)::palisade.answer;
+    ELSIF s.expires_at <= v_now THEN
+        RETURN ('rejected', 'session_expired', NULL, NULL)::palisade.answer; -- never revive
+    ELSIF palisade.current_epoch() IS NULL THEN
+        RETURN ('rejected', 'epoch_not_established', NULL, NULL)::palisade.answer;
+    END IF;
+    UPDATE palisade.session AS x SET expires_at = v_now + s.ttl WHERE x.id = s.id;
+    SELECT jsonb_agg(jsonb_build_object('resource', o.resource, 'token', o.token, 'reason', o.reason)) INTO v_lost
+        FROM palisade.loss AS o WHERE o.session = s.id;
+    RETURN ('applied', NULL, NULL, jsonb_build_object('left_ms', palisade.milliseconds(s.ttl), 'lost', coalesce(v_lost, '[]')))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.heartbeat(id uuid, key text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.held(id uuid, key text) RETURNS TABLE(resource text, token bigint, sequence bigint, progress_left_ms bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT l.resource, l.token, l.sequence,
+               CASE WHEN isfinite(p.deadline) THEN palisade.milliseconds(p.deadline - clock_timestamp()) END
+        FROM palisade.session AS s
+        JOIN palisade.lease AS l ON l.session = s.id
+        LEFT JOIN palisade.progress AS p ON p.resource = l.resource
+        WHERE s.id = held.id AND s.key_hash = palisade.key_hash(held.key) AND s.closed_at IS NULL
+        ORDER BY l.resource;
+END
+$$;
+ALTER FUNCTION palisade.held(id uuid, key text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT name text) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    SELECT c.system_identifier INTO incarnation.system_id FROM pg_catalog.pg_control_system() AS c;
+    timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+    postmaster_start := pg_postmaster_start_time();
+    SELECT a.backend_start, a.pid INTO incarnation.checkpointer_start, incarnation.checkpointer_pid
+        FROM pg_catalog.pg_stat_get_activity(NULL) AS a WHERE a.backend_type = 'checkpointer';
+    IF checkpointer_start IS NULL THEN
+        RAISE EXCEPTION 'palisade: the start of the checkpointer cannot be read'
+            USING ERRCODE = 'PS006', HINT = 'GRANT pg_read_all_stats TO palisade_owner';
+    END IF;
+    name := format('%s/%s/%s/%s', system_id, timeline,
+        (extract(epoch FROM postmaster_start) * 1000000)::bigint, (extract(epoch FROM checkpointer_start) * 1000000)::bigint);
+END
+$$;
+ALTER FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT name text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.key_fits(p_session uuid, p_key text) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = p_session AND s.key_hash = palisade.key_hash(p_key))
+$$;
+ALTER FUNCTION palisade.key_fits(p_session uuid, p_key text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.key_hash(key text) RETURNS bytea
+    LANGUAGE sql IMMUTABLE
+    AS $$ SELECT sha256(convert_to(key, 'UTF8')) $$;
+ALTER FUNCTION palisade.key_hash(key text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.leave(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_args bytea, p_reason text, p_result jsonb) RETURNS palisade.answer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_outcome text := CASE WHEN p_reason IS NULL THEN 'applied' ELSE 'rejected' END;
+BEGIN
+    IF p_reason IS NOT NULL THEN
+        PERFORM palisade.refuse(p_resource, p_token, p_sequence, p_kind, p_reason, p_token);
+    END IF;
+    INSERT INTO palisade.operation (resource, token, sequence, kind, args_hash, outcome, reason, result, at)
+        VALUES (p_resource, p_token, p_sequence, p_kind, p_args, v_outcome, p_reason, p_result, clock_timestamp());
+    UPDATE palisade.lease AS l SET sequence = p_sequence WHERE l.resource = p_resource AND l.token = p_token;
+    RETURN (v_outcome, p_reason, p_token, p_result)::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.leave(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_args bytea, p_reason text, p_result jsonb) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.may_ask(p_resource text, p_token bigint, p_key text) RETURNS palisade.answer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_session uuid;
+    v_current bigint;
+BEGIN
+    SELECT h.session INTO v_session FROM palisade.grant_history AS h WHERE h.resource = p_resource AND h.token = p_token;
+    SELECT l.token INTO v_current FROM palisade.lease AS l WHERE l.resource = p_resource;
+    IF palisade.key_fits(v_session, p_key) THEN
+        RETURN (NULL, NULL, v_current, NULL)::palisade.answer;
+    ELSIF v_session IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = v_session) THEN
+        RETURN ('forgotten', NULL, v_current, NULL)::palisade.answer;
+    END IF;
+    RETURN ('rejected', 'wrong_key', v_current, NULL)::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.may_ask(p_resource text, p_token bigint, p_key text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.milliseconds(span interval) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+    AS $$ SELECT (extract(epoch FROM span) * 1000)::bigint $$;
+ALTER FUNCTION palisade.milliseconds(span interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.move_guard(resource text, token bigint, sequence bigint, key text, to_resource text, to_token bigint, to_sequence bigint, to_key text, model text, alias text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    v_args   bytea := palisade.args_hash(move_guard.resource, move_guard.to_resource, move_guard.model, move_guard.alias);
+    v_result jsonb := jsonb_build_object('model', move_guard.model, 'alias', move_guard.alias, 'guard', move_guard.to_resource);
+    v_reason text;
+    a        palisade.answer;
+    b        palisade.answer;
+BEGIN
+    IF move_guard.resource = move_guard.to_resource THEN
+        RAISE EXCEPTION 'palisade: to_resource is the resource itself' USING ERRCODE = 'PS004';
+    END IF;
+    PERFORM FROM palisade.lease AS l WHERE l.resource IN (move_guard.resource, move_guard.to_resource) ORDER BY l.resource FOR NO KEY UPDATE;
+    a := palisade.enter(move_guard.resource, move_guard.token, move_guard.sequence, move_guard.key, 'move_guard', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    b := palisade.enter(move_guard.to_resource, move_guard.to_token, move_guard.to_sequence, move_guard.to_key, 'move_guard', v_args);
+    IF b.outcome IS NOT NULL THEN
+        RETURN b;
+    END IF;
+    UPDATE palisade.alias AS x SET guard = move_guard.to_resource, token = move_guard.to_token, updated_at = clock_timestamp()
+        WHERE x.model = move_guard.model AND x.alias = move_guard.alias AND x.guard = move_guard.resource AND move_guard.token >= x.token;
+    IF FOUND THEN
+        INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
+            VALUES (move_guard.to_resource, 'guard', move_guard.to_token, move_guard.to_sequence, v_result, clock_timestamp());
+    ELSE
+        v_reason := 'guarded';
+    END IF;
+    PERFORM palisade.leave(move_guard.to_resource, move_guard.to_token, move_guard.to_sequence, 'move_guard', v_args, v_reason, v_result);
+    RETURN palisade.leave(move_guard.resource, move_guard.token, move_guard.sequence, 'move_guard', v_args, v_reason, v_result);
+END
+$$;
+ALTER FUNCTION palisade.move_guard(resource text, token bigint, sequence bigint, key text, to_resource text, to_token bigint, to_sequence bigint, to_key text, model text, alias text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.next_revision(resource text, token bigint, key text, deployment text, above bigint) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_revision bigint;
+    a          palisade.answer;
+BEGIN
+    a := palisade.enter(next_revision.resource, next_revision.token, NULL, next_revision.key, 'next_revision', NULL);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    ELSIF next_revision.resource NOT LIKE 'controller/%' THEN
+        RETURN palisade.refuse(next_revision.resource, next_revision.token, NULL, 'next_revision', 'not_a_controller', next_revision.token);
+    END IF;
+    UPDATE palisade.plan AS n
+        SET status_revision = greatest(n.status_revision + 1, coalesce(next_revision.above, 0) + 1, next_revision.token / 4294967296 * 4294967296 + 1)
+        WHERE n.resource = next_revision.deployment AND next_revision.token >= n.token
+        RETURNING n.status_revision INTO v_revision;
+    IF NOT FOUND THEN -- not planned yet (its spec is invalid): what the status itself says is all there is
+        v_revision := greatest(coalesce(next_revision.above, 0) + 1, next_revision.token / 4294967296 * 4294967296 + 1);
+    END IF;
+    RETURN ('applied', NULL, next_revision.token, jsonb_build_object('revision', v_revision))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.next_revision(resource text, token bigint, key text, deployment text, above bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.next_token(token bigint, epoch bigint) RETURNS bigint
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+BEGIN
+    IF token < epoch * 4294967296 THEN
+        RETURN epoch * 4294967296 + 1;
+    ELSIF token / 4294967296 > epoch THEN
+        RAISE EXCEPTION 'palisade: token % is of a later epoch than %', token, epoch USING ERRCODE = 'PS006';
+    ELSIF token % 4294967296 >= 4294967294 THEN -- one is left for the release
+        RAISE EXCEPTION 'palisade: the tokens of epoch % are used up for this resource', epoch
+            USING ERRCODE = 'PS006', HINT = 'palisade epoch advance';
+    END IF;
+    RETURN token + 1;
+END
+$$;
+ALTER FUNCTION palisade.next_token(token bigint, epoch bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.observe(deployment text, model text, version bigint, alias text, promote text) RETURNS jsonb
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+    SELECT jsonb_build_object(
+        'plan', palisade.plan_json(n),
+        'deployment', palisade.deployment_json(d),
+        'token', coalesce(l.token, 0),
+        'owner', CASE WHEN s.closed_at IS NULL THEN s.worker END,
+        'model_exists', m.name IS NOT NULL,
+        'alias_version', a.version,
+        'version', CASE WHEN v.version IS NOT NULL THEN jsonb_build_object('version', v.version, 'source', v.source, 'digest', v.digest) END,
+        'promote_guard', g.guard,
+        'promote_version', g.version)
+    FROM (SELECT 1) AS one
+    LEFT JOIN palisade.plan AS n ON n.resource = observe.deployment
+    LEFT JOIN palisade.deployment AS d ON d.resource = observe.deployment
+    LEFT JOIN palisade.lease AS l ON l.resource = observe.deployment
+    LEFT JOIN palisade.session AS s ON s.id = l.session
+    LEFT JOIN palisade.registered_model AS m ON m.name = observe.model
+    LEFT JOIN palisade.alias AS a ON a.model = observe.model AND a.alias = observe.alias
+    LEFT JOIN palisade.model_version AS v ON v.model = observe.model AND v.version = coalesce(observe.version, a.version)
+    LEFT JOIN palisade.alias AS g ON g.model = observe.model AND g.alias = observe.promote
+$$;
+ALTER FUNCTION palisade.observe(deployment text, model text, version bigint, alias text, promote text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.open_session(id uuid, key text, worker text, ttl interval) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    s     palisade.session;
+    v_now timestamptz;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF open_session.id IS NULL OR length(coalesce(open_session.key, '')) NOT BETWEEN 16 AND 512 THEN
+        RAISE EXCEPTION 'palisade: id must be a fresh UUID, and key a secret of 16 to 512 characters' USING ERRCODE = 'PS004';
+    END IF;
+    IF open_session.worker IS NULL OR length(open_session.worker) NOT BETWEEN 1 AND 253 THEN
+        RAISE EXCEPTION 'palisade: worker must be a name of 1 to 253 characters' USING ERRCODE = 'PS004';
+    END IF;
+    IF open_session.ttl IS NULL OR open_session.ttl NOT BETWEEN interval '1 second' AND interval '1 hour' THEN
+        RAISE EXCEPTION 'palisade: ttl is %, and must be between 1 second and 1 hour', open_session.ttl USING ERRCODE = 'PS004';
+    END IF;
+    IF palisade.current_epoch() IS NULL THEN
+        RETURN ('rejected', 'epoch_not_established', NULL, NULL)::palisade.answer;
+    END IF;
+    v_now := clock_timestamp();
+    INSERT INTO palisade.session (id, key_hash, worker, ttl, expires_at, opened_at)
+        VALUES (open_session.id, palisade.key_hash(open_session.key), open_session.worker, open_session.ttl, v_now + open_session.ttl, v_now)
+        ON CONFLICT (id) DO NOTHING;
+    IF FOUND THEN
+        RETURN ('applied', NULL, NULL, jsonb_build_object('left_ms', palisade.milliseconds(open_session.ttl)))::palisade.answer;
+    END IF;
+    -- The first try's answer was lost, or the id is not fresh.
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = open_session.id;
+    IF s.key_hash <> palisade.key_hash(open_session.key) THEN
+        RETURN ('rejected', 'wrong_key', NULL, NULL)::palisade.answer;
+    ELSIF s.closed_at IS NOT NULL OR s.expires_at <= clock_timestamp() THEN
+        RETURN ('rejected', 'session_closed', NULL, NULL)::palisade.answer;
+    END IF;
+    RETURN ('replayed', NULL, NULL, jsonb_build_object('left_ms', palisade.milliseconds(s.expires_at - clock_timestamp())))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.open_session(id uuid, key text, worker text, ttl interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.operation_abandon(resource text, token bigint, sequence bigint) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+BEGIN
+    RETURN palisade.close_fence(operation_abandon.resource, operation_abandon.token, operation_abandon.sequence);
+END
+$$;
+ALTER FUNCTION palisade.operation_abandon(resource text, token bigint, sequence bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) RETURNS palisade.answer
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+    -- One statement, one snapshot: lease and ledger belong together.
+    SELECT (CASE
+                WHEN o.outcome IS NOT NULL THEN o.outcome
+                WHEN l.token IS NULL OR operation_show.token > l.token THEN 'never'
+                WHEN operation_show.token < l.ledger_from THEN 'forgotten'
+                -- Without a session the token was raised by a release or a revocation: nobody holds it.
+                WHEN operation_show.token < l.token OR operation_show.sequence <= l.sequence OR l.session IS NULL THEN 'never'
+                ELSE 'pending'
+            END,
+            o.reason, l.token, o.result)::palisade.answer
+    FROM (SELECT 1) AS one
+    LEFT JOIN palisade.lease AS l ON l.resource = operation_show.resource
+    LEFT JOIN palisade.operation AS o
+        ON o.resource = operation_show.resource AND o.token = operation_show.token AND o.sequence = operation_show.sequence
+$$;
+ALTER FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    a palisade.answer;
+BEGIN
+    a := palisade.may_ask(operation_status.resource, operation_status.token, operation_status.key);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    RETURN palisade.operation_show(operation_status.resource, operation_status.token, operation_status.sequence);
+END
+$$;
+ALTER FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) OWNER TO palisade_owner;
+CREATE TABLE palisade.plan (
+    resource text NOT NULL,
+    uid uuid NOT NULL,
+    generation bigint NOT NULL,
+    rollout bigint NOT NULL,
+    spec jsonb NOT NULL,
+    paused boolean NOT NULL,
+    removed boolean NOT NULL,
+    progress_ttl interval NOT NULL,
+    status_revision bigint DEFAULT 0 NOT NULL,
+    token bigint NOT NULL,
+    updated_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='70');
+ALTER TABLE palisade.plan OWNER TO palisade_owner;
+CREATE FUNCTION palisade.plan_json(n palisade.plan) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
+        'paused', n.paused, 'removed', n.removed, 'spec', n.spec, 'status_revision', n.status_revision,
+        'progress_ms', palisade.milliseconds(n.progress_ttl)) END
+$$;
+ALTER FUNCTION palisade.plan_json(n palisade.plan) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.plan_mark(p_resource text) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout, 'paused', n.paused, 'removed', n.removed)
+    FROM palisade.plan AS n WHERE n.resource = p_resource
+$$;
+ALTER FUNCTION palisade.plan_mark(p_resource text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.plan_show(resource text) RETURNS jsonb
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+    SELECT palisade.plan_json(n) FROM palisade.plan AS n WHERE n.resource = plan_show.resource
+$$;
+ALTER FUNCTION palisade.plan_show(resource text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.put_alias(model text, alias text, version bigint, request uuid) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_args   bytea := palisade.args_hash(put_alias.model, put_alias.alias, put_alias.version::text);
+    v_reason text;
+    a        palisade.answer;
+BEGIN
+    PERFORM palisade.check_name('alias', put_alias.alias);
+    a := palisade.begin_request(put_alias.request, 'put_alias', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    v_reason := palisade.write_alias(put_alias.model, put_alias.alias, put_alias.version, NULL, NULL, NULL);
+    RETURN palisade.end_request(put_alias.request, 'put_alias', v_args, v_reason,
+        jsonb_build_object('model', put_alias.model, 'alias', put_alias.alias, 'version', put_alias.version));
+END
+$$;
+ALTER FUNCTION palisade.put_alias(model text, alias text, version bigint, request uuid) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.put_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid, generation bigint, spec jsonb, paused boolean, removed boolean, progress interval, wake boolean) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    v_args bytea := palisade.args_hash(put_plan.deployment, put_plan.uid::text, put_plan.generation::text, put_plan.spec::text,
+                        put_plan.paused::text, put_plan.removed::text, extract(epoch FROM put_plan.progress)::text, put_plan.wake::text);
+    v_now  timestamptz := clock_timestamp();
+    n      palisade.plan;
+    a      palisade.answer;
+    v_same boolean;
+BEGIN
+    PERFORM palisade.check_span('progress', put_plan.progress);
+    IF put_plan.deployment IS NULL OR put_plan.deployment !~ '^deployment/[a-z0-9.-]{1,253}/[a-z0-9.-]{1,253}$' THEN
+        RAISE EXCEPTION 'palisade: deployment is %, and must be deployment/NAMESPACE/NAME', quote_nullable(left(put_plan.deployment, 80)) USING ERRCODE = 'PS004';
+    ELSIF put_plan.uid IS NULL OR put_plan.generation IS NULL OR put_plan.spec IS NULL OR put_plan.paused IS NULL OR put_plan.removed IS NULL
+          OR put_plan.progress IS NULL OR length(put_plan.spec::text) > 1048576 THEN
+        RAISE EXCEPTION 'palisade: uid, generation, spec (at most 1 MiB), paused, removed and progress are needed' USING ERRCODE = 'PS004';
+    END IF;
+    a := palisade.enter(put_plan.resource, put_plan.token, put_plan.sequence, put_plan.key, 'put_plan', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    ELSIF put_plan.resource NOT LIKE 'controller/%' THEN
+        RETURN palisade.leave(put_plan.resource, put_plan.token, put_plan.sequence, 'put_plan', v_args, 'not_a_controller', NULL);
+    END IF;
+    INSERT INTO palisade.lease (resource, token) VALUES (put_plan.deployment, 0) ON CONFLICT (resource) DO NOTHING;
+    SELECT x.* INTO n FROM palisade.plan AS x WHERE x.resource = put_plan.deployment FOR NO KEY UPDATE;
+    IF n.uid = put_plan.uid AND put_plan.generation < n.generation THEN
+        RETURN palisade.leave(put_plan.resource, put_plan.token, put_plan.sequence, 'put_plan', v_args, 'older_generation',
+            jsonb_build_object('generation', n.generation));
+    END IF;
+    v_same := coalesce((n.uid, n.spec, n.paused, n.removed, n.progress_ttl) = (put_plan.uid, put_plan.spec, put_plan.paused, put_plan.removed, put_plan.progress), false);
+    INSERT INTO palisade.plan AS x (resource, uid, generation, rollout, spec, paused, removed, progress_ttl, token, updated_at)
+        VALUES (put_plan.deployment, put_plan.uid, put_plan.generation, 1, put_plan.spec, put_plan.paused, put_plan.removed, put_plan.progress, put_plan.token, v_now)
+    ON CONFLICT (resource) DO UPDATE SET uid = excluded.uid, generation = excluded.generation,
+        rollout = x.rollout + CASE WHEN v_same THEN 0 ELSE 1 END, spec = excluded.spec, paused = excluded.paused,
+        removed = excluded.removed, progress_ttl = excluded.progress_ttl, token = excluded.token, updated_at = v_now
+        WHERE put_plan.token >= x.token
+    RETURNING x.* INTO n;
+    IF NOT FOUND THEN
+        RETURN palisade.leave(put_plan.resource, put_plan.token, put_plan.sequence, 'put_plan', v_args, 'newer_row', NULL);
+    END IF;
+    IF put_plan.paused AND NOT put_plan.removed THEN
+        DELETE FROM palisade.queue AS q WHERE q.resource = put_plan.deployment;
+    ELSIF NOT v_same OR coalesce(put_plan.wake, false) THEN
+        INSERT INTO palisade.queue AS q (resource, due_at) VALUES (put_plan.deployment, v_now)
+            ON CONFLICT (resource) DO UPDATE SET due_at = least(q.due_at, v_now), attempts = 0;
+    END IF;
+    IF NOT v_same THEN
+        INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
+            VALUES (put_plan.deployment, 'planned', put_plan.token, put_plan.sequence, palisade.plan_mark(put_plan.deployment), v_now);
+    END IF;
+    RETURN palisade.leave(put_plan.resource, put_plan.token, put_plan.sequence, 'put_plan', v_args, NULL, palisade.plan_mark(put_plan.deployment));
+END
+$_$;
+ALTER FUNCTION palisade.put_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid, generation bigint, spec jsonb, paused boolean, removed boolean, progress interval, wake boolean) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.record_done(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, state jsonb) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    v_args   bytea := palisade.args_hash(record_done.uid::text, record_done.rollout::text, record_done.state::text);
+    v_reason text;
+    a        palisade.answer;
+BEGIN
+    a := palisade.enter(record_done.resource, record_done.token, record_done.sequence, record_done.key, 'record_done', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    -- Locked: a plan that is being put now is either seen here, or puts its queue row behind this one's removal.
+    PERFORM FROM palisade.plan AS n WHERE n.resource = record_done.resource FOR NO KEY UPDATE;
+    v_reason := palisade.write_step(record_done.resource, record_done.token, record_done.uid, record_done.rollout, 'done', record_done.state);
+    IF v_reason IS NULL THEN
+        UPDATE palisade.deployment AS d SET failure_reason = NULL, failure_message = NULL
+            WHERE d.resource = record_done.resource AND record_done.token >= d.token;
+        DELETE FROM palisade.queue AS q USING palisade.plan AS n
+            WHERE q.resource = record_done.resource AND n.resource = q.resource AND (n.uid, n.rollout) = (record_done.uid, record_done.rollout);
+        PERFORM palisade.write_event(record_done.resource, 'done', record_done.token, record_done.sequence, jsonb_build_object('rollout', record_done.rollout));
+    END IF;
+    RETURN palisade.leave(record_done.resource, record_done.token, record_done.sequence, 'record_done', v_args, v_reason,
+        jsonb_build_object('plan', palisade.plan_mark(record_done.resource)));
+END
+$$;
+ALTER FUNCTION palisade.record_done(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, state jsonb) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.record_failure(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb, reason text, message text, retry_in interval) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    v_args   bytea := palisade.args_hash(record_failure.uid::text, record_failure.rollout::text, record_failure.step, record_failure.state::text,
+                          record_failure.reason, record_failure.message, extract(epoch FROM record_failure.retry_in)::text);
+    v_reason text;
+    a        palisade.answer;
+BEGIN
+    PERFORM palisade.check_span('retry_in', record_failure.retry_in);
+    IF length(coalesce(record_failure.reason, '')) NOT BETWEEN 1 AND 253 OR length(coalesce(record_failure.message, '')) NOT BETWEEN 1 AND 4096 THEN
+        RAISE EXCEPTION 'palisade: reason (1 to 253 characters) and message (1 to 4096) are needed' USING ERRCODE = 'PS004';
+    END IF;
+    a := palisade.enter(record_failure.resource, record_failure.token, record_failure.sequence, record_failure.key, 'record_failure', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    PERFORM FROM palisade.plan AS n WHERE n.resource = record_failure.resource FOR NO KEY UPDATE;
+    v_reason := palisade.write_step(record_failure.resource, record_failure.token, record_failure.uid, record_failure.rollout, record_failure.step, record_failure.state);
+    IF v_reason IS NULL THEN
+        UPDATE palisade.deployment AS d SET failure_reason = record_failure.reason, failure_message = record_failure.message
+            WHERE d.resource = record_failure.resource AND record_failure.token >= d.token;
+        UPDATE palisade.queue AS q SET due_at = clock_timestamp() + record_failure.retry_in, attempts = q.attempts + 1
+            FROM palisade.plan AS n WHERE record_failure.retry_in IS NOT NULL AND q.resource = record_failure.resource
+             AND n.resource = q.resource AND (n.uid, n.rollout) = (record_failure.uid, record_failure.rollout);
+        DELETE FROM palisade.queue AS q USING palisade.plan AS n
+            WHERE record_failure.retry_in IS NULL AND q.resource = record_failure.resource
+              AND n.resource = q.resource AND (n.uid, n.rollout) = (record_failure.uid, record_failure.rollout);
+        PERFORM palisade.write_event(record_failure.resource, 'failed', record_failure.token, record_failure.sequence,
+            jsonb_build_object('rollout', record_failure.rollout, 'step', record_failure.step, 'reason', record_failure.reason, 'message', record_failure.message));
+    END IF;
+    RETURN palisade.leave(record_failure.resource, record_failure.token, record_failure.sequence, 'record_failure', v_args, v_reason,
+        jsonb_build_object('plan', palisade.plan_mark(record_failure.resource)));
+END
+$$;
+ALTER FUNCTION palisade.record_failure(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb, reason text, message text, retry_in interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.record_removed(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    v_args   bytea := palisade.args_hash(record_removed.uid::text, record_removed.rollout::text);
+    v_reason text;
+    a        palisade.answer;
+BEGIN
+    a := palisade.enter(record_removed.resource, record_removed.token, record_removed.sequence, record_removed.key, 'record_removed', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    PERFORM FROM palisade.alias AS x WHERE x.guard = record_removed.resource ORDER BY x.model, x.alias FOR NO KEY UPDATE;
+    PERFORM FROM palisade.plan AS n WHERE n.resource = record_removed.resource FOR NO KEY UPDATE;
+    IF NOT EXISTS (SELECT FROM palisade.plan AS n WHERE n.resource = record_removed.resource AND n.removed
+                   AND (n.uid, n.rollout) = (record_removed.uid, record_removed.rollout)) THEN
+        v_reason := 'no_such_plan';
+    ELSE
+        v_reason := palisade.write_step(record_removed.resource, record_removed.token, record_removed.uid, record_removed.rollout, 'removed', '{}');
+    END IF;
+    IF v_reason IS NULL THEN
+        UPDATE palisade.alias AS x SET guard = NULL, token = 0, updated_at = clock_timestamp()
+            WHERE x.guard = record_removed.resource AND record_removed.token >= x.token;
+        UPDATE palisade.deployment AS d SET serving_model = NULL, serving_version = NULL, serving_revision = NULL, serving_since = NULL,
+                failure_reason = NULL, failure_message = NULL
+            WHERE d.resource = record_removed.resource AND record_removed.token >= d.token;
+        DELETE FROM palisade.queue AS q WHERE q.resource = record_removed.resource;
+        PERFORM palisade.write_event(record_removed.resource, 'removed', record_removed.token, record_removed.sequence,
+            jsonb_build_object('rollout', record_removed.rollout));
+    END IF;
+    RETURN palisade.leave(record_removed.resource, record_removed.token, record_removed.sequence, 'record_removed', v_args, v_reason, NULL);
+END
+$$;
+ALTER FUNCTION palisade.record_removed(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.record_serving(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb, model text, version bigint, revision text, alias text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    v_args   bytea := palisade.args_hash(record_serving.uid::text, record_serving.rollout::text, record_serving.step, record_serving.state::text,
+                          record_serving.model, record_serving.version::text, record_serving.revision, record_serving.alias);
+    v_reason text;
+    a        palisade.answer;
+BEGIN
+    IF record_serving.alias IS NOT NULL THEN
+        PERFORM palisade.check_name('alias', record_serving.alias);
+    END IF;
+    a := palisade.enter(record_serving.resource, record_serving.token, record_serving.sequence, record_serving.key, 'record_serving', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    -- Each may say no before anything is written; the order is that of the locks (alias, deployment).
+    IF NOT EXISTS (SELECT FROM palisade.model_version AS v WHERE v.model = record_serving.model AND v.version = record_serving.version) THEN
+        v_reason := 'no_such_version';
+    ELSIF NOT EXISTS (SELECT FROM palisade.plan AS n WHERE n.resource = record_serving.resource
+                      AND (n.uid <> record_serving.uid OR record_serving.rollout <= n.rollout)) THEN
+        v_reason := 'no_such_plan';
+    ELSIF EXISTS (SELECT FROM palisade.deployment AS d WHERE d.resource = record_serving.resource AND d.token > record_serving.token) THEN
+        v_reason := 'newer_row';
+    ELSIF record_serving.alias IS NOT NULL THEN
+        v_reason := palisade.write_alias(record_serving.model, record_serving.alias, record_serving.version,
+                        record_serving.resource, record_serving.token, record_serving.sequence);
+    END IF;
+    IF v_reason IS NULL THEN
+        v_reason := palisade.write_step(record_serving.resource, record_serving.token, record_serving.uid, record_serving.rollout, record_serving.step, record_serving.state);
+    END IF;
+    IF v_reason IS NULL THEN
+        UPDATE palisade.deployment AS d
+            SET serving_model = record_serving.model, serving_version = record_serving.version, serving_revision = record_serving.revision,
+                serving_since = CASE WHEN d.serving_revision = record_serving.revision AND d.uid = record_serving.uid
+                                     THEN d.serving_since ELSE clock_timestamp() END
+            WHERE d.resource = record_serving.resource AND record_serving.token >= d.token;
+        PERFORM palisade.write_event(record_serving.resource, 'serving', record_serving.token, record_serving.sequence,
+            jsonb_build_object('model', record_serving.model, 'version', record_serving.version, 'revision', record_serving.revision,
+                'rollout', record_serving.rollout));
+    END IF;
+    RETURN palisade.leave(record_serving.resource, record_serving.token, record_serving.sequence, 'record_serving', v_args, v_reason,
+        jsonb_build_object('plan', palisade.plan_mark(record_serving.resource), 'version', record_serving.version));
+END
+$$;
+ALTER FUNCTION palisade.record_serving(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb, model text, version bigint, revision text, alias text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.record_step(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    v_args   bytea := palisade.args_hash(record_step.uid::text, record_step.rollout::text, record_step.step, record_step.state::text);
+    v_reason text;
+    a        palisade.answer;
+BEGIN
+    a := palisade.enter(record_step.resource, record_step.token, record_step.sequence, record_step.key, 'record_step', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    v_reason := palisade.write_step(record_step.resource, record_step.token, record_step.uid, record_step.rollout, record_step.step, record_step.state);
+    IF v_reason IS NULL THEN
+        PERFORM palisade.write_event(record_step.resource, 'step', record_step.token, record_step.sequence,
+            jsonb_build_object('step', record_step.step, 'rollout', record_step.rollout));
+    END IF;
+    RETURN palisade.leave(record_step.resource, record_step.token, record_step.sequence, 'record_step', v_args, v_reason,
+        jsonb_build_object('plan', palisade.plan_mark(record_step.resource), 'step_age_ms',
+            (SELECT palisade.milliseconds(clock_timestamp() - d.step_started_at) FROM palisade.deployment AS d WHERE d.resource = record_step.resource)));
+END
+$$;
+ALTER FUNCTION palisade.record_step(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.refuse(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_reason text, p_current bigint) RETURNS palisade.answer
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO palisade.refusal (resource, token, sequence, kind, reason, current_token, at)
+        VALUES (left(p_resource, 512), p_token, p_sequence, p_kind, p_reason, p_current, clock_timestamp());
+    RETURN ('rejected', p_reason, p_current, NULL)::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.refuse(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_reason text, p_current bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.register_model(name text, description text, tags jsonb, request uuid) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_args bytea := palisade.args_hash(register_model.name, register_model.description, register_model.tags::text);
+    a      palisade.answer;
+BEGIN
+    PERFORM palisade.check_name('name', register_model.name);
+    PERFORM palisade.check_tags(register_model.tags);
+    IF length(coalesce(register_model.description, '')) > 65536 THEN
+        RAISE EXCEPTION 'palisade: description has % characters, at most 65536 are allowed', length(register_model.description) USING ERRCODE = 'PS004';
+    END IF;
+    a := palisade.begin_request(register_model.request, 'register_model', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    INSERT INTO palisade.registered_model (name, description, tags, created_at)
+        VALUES (register_model.name, coalesce(register_model.description, ''), register_model.tags, clock_timestamp())
+        ON CONFLICT (name) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN palisade.end_request(register_model.request, 'register_model', v_args, 'model_exists', NULL);
+    END IF;
+    INSERT INTO palisade.event (resource, kind, data, at) VALUES ('model/' || register_model.name, 'model_registered',
+        jsonb_build_object('model', register_model.name), clock_timestamp());
+    RETURN palisade.end_request(register_model.request, 'register_model', v_args, NULL, jsonb_build_object('model', register_model.name));
+END
+$$;
+ALTER FUNCTION palisade.register_model(name text, description text, tags jsonb, request uuid) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.register_version(model text, source text, digest text, tags jsonb, request uuid) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    v_args    bytea := palisade.args_hash(register_version.model, register_version.source, register_version.digest, register_version.tags::text);
+    v_version bigint;
+    a         palisade.answer;
+BEGIN
+    PERFORM palisade.check_name('model', register_version.model);
+    PERFORM palisade.check_tags(register_version.tags);
+    IF register_version.digest IS NULL OR register_version.digest !~ '^sha256:[0-9a-f]{64}$' THEN
+        RAISE EXCEPTION 'palisade: digest is %, and must be sha256: and 64 lower-case hexadecimal digits', quote_nullable(left(register_version.digest, 80))
+            USING ERRCODE = 'PS004';
+    ELSIF length(coalesce(register_version.source, '')) NOT BETWEEN 1 AND 4096 THEN
+        RAISE EXCEPTION 'palisade: source must be a URI of 1 to 4096 characters' USING ERRCODE = 'PS004';
+    END IF;
+    a := palisade.begin_request(register_version.request, 'register_version', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    UPDATE palisade.registered_model AS m SET next_version = m.next_version + 1
+        WHERE m.name = register_version.model RETURNING m.next_version - 1 INTO v_version;
+    IF NOT FOUND THEN
+        RETURN palisade.end_request(register_version.request, 'register_version', v_args, 'no_such_model', NULL);
+    END IF;
+    INSERT INTO palisade.model_version (model, version, source, digest, tags, created_at)
+        VALUES (register_version.model, v_version, register_version.source, register_version.digest, register_version.tags, clock_timestamp());
+    INSERT INTO palisade.event (resource, kind, data, at) VALUES ('model/' || register_version.model, 'version_registered',
+        jsonb_build_object('model', register_version.model, 'version', v_version, 'digest', register_version.digest), clock_timestamp());
+    RETURN palisade.end_request(register_version.request, 'register_version', v_args, NULL, jsonb_build_object('version', v_version));
+END
+$_$;
+ALTER FUNCTION palisade.register_version(model text, source text, digest text, tags jsonb, request uuid) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.release(resource text, token bigint, sequence bigint, key text, retry_in interval DEFAULT NULL::interval) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_args bytea := palisade.args_hash(extract(epoch FROM release.retry_in)::text); -- not ::text: that depends on the caller's IntervalStyle
+    a      palisade.answer;
+BEGIN
+    a := palisade.enter(release.resource, release.token, release.sequence, release.key, 'release', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    UPDATE palisade.queue AS q SET due_at = clock_timestamp() + release.retry_in, attempts = q.attempts + 1
+        WHERE q.resource = release.resource AND release.retry_in IS NOT NULL;
+    a := palisade.leave(release.resource, release.token, release.sequence, 'release', v_args, NULL, NULL);
+    a.current_token := palisade.retire_lease(release.resource, 'release', NULL);
+    RETURN a;
+END
+$$;
+ALTER FUNCTION palisade.release(resource text, token bigint, sequence bigint, key text, retry_in interval) OWNER TO palisade_owner;
+CREATE TABLE palisade.operation (
+    resource text NOT NULL,
+    token bigint NOT NULL,
+    sequence bigint NOT NULL,
+    kind text NOT NULL,
+    args_hash bytea NOT NULL,
+    outcome text NOT NULL,
+    reason text,
+    result jsonb,
+    at timestamp with time zone NOT NULL,
+    CONSTRAINT operation_outcome_check CHECK ((outcome = ANY (ARRAY['applied'::text, 'rejected'::text])))
+);
+ALTER TABLE palisade.operation OWNER TO palisade_owner;
+CREATE FUNCTION palisade.replay(o palisade.operation, p_kind text, p_args bytea, p_current bigint) RETURNS palisade.answer
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF o.kind <> p_kind OR o.args_hash IS DISTINCT FROM p_args THEN
+        RAISE EXCEPTION 'palisade: fence %/% of % was already used by % with other arguments', o.token, o.sequence, o.resource, o.kind
+            USING ERRCODE = 'PS001', HINT = 'A fence names one intended write: take the next sequence for another one.';
+    END IF;
+    RETURN (CASE o.outcome WHEN 'applied' THEN 'replayed' ELSE o.outcome END, o.reason, p_current, o.result)::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.replay(o palisade.operation, p_kind text, p_args bytea, p_current bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.report_progress(resource text, token bigint, key text, progress interval DEFAULT NULL::interval) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    a      palisade.answer;
+    v_span interval;
+    v_now  timestamptz;
+BEGIN
+    PERFORM palisade.check_span('progress', report_progress.progress);
+    a := palisade.enter(report_progress.resource, report_progress.token, NULL, report_progress.key, 'report_progress', NULL);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    v_span := coalesce(report_progress.progress, (SELECT n.progress_ttl FROM palisade.plan AS n WHERE n.resource = report_progress.resource));
+    v_now := clock_timestamp();
+    UPDATE palisade.progress AS p SET deadline = CASE WHEN v_span IS NULL THEN 'infinity' ELSE v_now + v_span END
+        WHERE p.resource = report_progress.resource AND p.token = report_progress.token;
+    RETURN ('applied', NULL, report_progress.token, jsonb_build_object('plan', palisade.plan_mark(report_progress.resource)))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.report_progress(resource text, token bigint, key text, progress interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.retire_lease(p_resource text, p_kind text, p_reason text) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_token bigint;
+    v_now   timestamptz := clock_timestamp();
+BEGIN
+    UPDATE palisade.lease AS l SET token = l.token + 1, sequence = 0, session = NULL, released_at = v_now
+        WHERE l.resource = p_resource RETURNING l.token INTO v_token;
+    INSERT INTO palisade.grant_history (resource, token, kind, reason, at) VALUES (p_resource, v_token, p_kind, p_reason, v_now);
+    RETURN v_token;
+END
+$$;
+ALTER FUNCTION palisade.retire_lease(p_resource text, p_kind text, p_reason text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.revoke(resource text, reason text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    l       palisade.lease;
+    v_token bigint;
+BEGIN
+    PERFORM palisade.begin_call();
+    IF length(coalesce(revoke.reason, '')) NOT BETWEEN 1 AND 512 THEN
+        RAISE EXCEPTION 'palisade: reason must be 1 to 512 characters: it is what the owner is told' USING ERRCODE = 'PS004';
+    END IF;
+    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = revoke.resource FOR NO KEY UPDATE;
+    IF l.resource IS NULL THEN
+        RETURN ('rejected', 'no_lease', NULL, NULL)::palisade.answer;
+    ELSIF l.session IS NULL THEN
+        RETURN ('rejected', 'not_held', l.token, NULL)::palisade.answer;
+    END IF;
+    v_token := palisade.retire_lease(l.resource, 'revoke', revoke.reason);
+    INSERT INTO palisade.loss (session, resource, token, reason, at)
+        VALUES (l.session, l.resource, l.token, 'revoked: ' || revoke.reason, clock_timestamp()) ON CONFLICT DO NOTHING;
+    RETURN ('applied', NULL, v_token, jsonb_build_object('revoked', l.token))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.revoke(resource text, reason text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+DECLARE
+    v_args   bytea := palisade.args_hash(set_alias.model, set_alias.alias, set_alias.version::text);
+    v_reason text;
+    a        palisade.answer;
+BEGIN
+    PERFORM palisade.check_name('alias', set_alias.alias);
+    a := palisade.enter(set_alias.resource, set_alias.token, set_alias.sequence, set_alias.key, 'set_alias', v_args);
+    IF a.outcome IS NOT NULL THEN
+        RETURN a;
+    END IF;
+    v_reason := palisade.write_alias(set_alias.model, set_alias.alias, set_alias.version, set_alias.resource, set_alias.token, set_alias.sequence);
+    RETURN palisade.leave(set_alias.resource, set_alias.token, set_alias.sequence, 'set_alias', v_args, v_reason,
+        jsonb_build_object('model', set_alias.model, 'alias', set_alias.alias, 'version', set_alias.version));
+END
+$$;
+ALTER FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.version_show(model text, version bigint) RETURNS TABLE(source text, digest text, tags jsonb)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+    SELECT v.source, v.digest, v.tags FROM palisade.model_version AS v
+    WHERE v.model = version_show.model AND v.version = version_show.version
+$$;
+ALTER FUNCTION palisade.version_show(model text, version bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.write_alias(p_model text, p_alias text, p_version bigint, p_guard text, p_token bigint, p_sequence bigint) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    x palisade.alias;
+BEGIN
+    IF NOT EXISTS (SELECT FROM palisade.registered_model AS m WHERE m.name = p_model) THEN
+        RETURN 'no_such_model';
+    ELSIF p_version IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.model_version AS v WHERE v.model = p_model AND v.version = p_version) THEN
+        RETURN 'no_such_version';
+    END IF;
+    INSERT INTO palisade.alias (model, alias, updated_at) VALUES (p_model, p_alias, clock_timestamp()) ON CONFLICT (model, alias) DO NOTHING;
+    SELECT a.* INTO x FROM palisade.alias AS a WHERE a.model = p_model AND a.alias = p_alias FOR NO KEY UPDATE;
+    IF x.guard IS NOT NULL AND x.guard IS DISTINCT FROM p_guard THEN
+        RETURN 'guarded';
+    END IF;
+    IF x.version IS NOT DISTINCT FROM p_version AND x.guard IS NOT DISTINCT FROM p_guard AND x.token = coalesce(p_token, x.token) THEN
+        RETURN NULL; -- nothing to tell anyone
+    END IF;
+    UPDATE palisade.alias AS a
+        SET version = p_version, guard = coalesce(p_guard, a.guard), token = coalesce(p_token, 0), updated_at = clock_timestamp()
+        WHERE a.model = p_model AND a.alias = p_alias AND (a.guard IS NULL OR p_token >= a.token);
+    IF NOT FOUND THEN
+        RETURN 'newer_row'; -- the second line
+    END IF;
+    INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
+        VALUES (coalesce(p_guard, 'model/' || p_model), 'alias', p_token, p_sequence,
+            jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', x.version, 'guard', coalesce(p_guard, x.guard)),
+            clock_timestamp());
+    RETURN NULL;
+END
+$$;
+ALTER FUNCTION palisade.write_alias(p_model text, p_alias text, p_version bigint, p_guard text, p_token bigint, p_sequence bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.write_event(p_resource text, p_kind text, p_token bigint, p_sequence bigint, p_data jsonb) RETURNS void
+    LANGUAGE sql
+    AS $$
+    INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
+        VALUES (p_resource, p_kind, p_token, p_sequence, p_data, clock_timestamp())
+$$;
+ALTER FUNCTION palisade.write_event(p_resource text, p_kind text, p_token bigint, p_sequence bigint, p_data jsonb) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.write_step(p_resource text, p_token bigint, p_uid uuid, p_rollout bigint, p_step text, p_state jsonb) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    n     palisade.plan;
+BEGIN
+    IF length(coalesce(p_step, '')) NOT BETWEEN 1 AND 63 OR p_uid IS NULL OR p_rollout IS NULL OR p_state IS NULL OR length(p_state::text) > 262144 THEN
+        RAISE EXCEPTION 'palisade: uid, rollout, step (1 to 63 characters) and state (at most 256 KiB) are needed' USING ERRCODE = 'PS004';
+    END IF;
+    SELECT x.* INTO n FROM palisade.plan AS x WHERE x.resource = p_resource;
+    IF n.resource IS NULL OR (n.uid = p_uid AND p_rollout > n.rollout) THEN
+        RETURN 'no_such_plan';
+    END IF;
+    INSERT INTO palisade.deployment AS d (resource, uid, rollout, step, step_started_at, state, token, updated_at)
+        VALUES (p_resource, p_uid, p_rollout, p_step, v_now, p_state, p_token, v_now)
+    ON CONFLICT (resource) DO UPDATE SET uid = excluded.uid, rollout = excluded.rollout, step = excluded.step, state = excluded.state,
+        step_started_at = CASE WHEN (d.uid, d.rollout, d.step) = (excluded.uid, excluded.rollout, excluded.step) THEN d.step_started_at ELSE v_now END,
+        failure_reason = CASE WHEN (d.uid, d.rollout) = (excluded.uid, excluded.rollout) THEN d.failure_reason END,
+        failure_message = CASE WHEN (d.uid, d.rollout) = (excluded.uid, excluded.rollout) THEN d.failure_message END,
+        token = excluded.token, updated_at = v_now
+        WHERE p_token >= d.token;
+    RETURN CASE WHEN NOT FOUND THEN 'newer_row' END;
+END
+$$;
+ALTER FUNCTION palisade.write_step(p_resource text, p_token bigint, p_uid uuid, p_rollout bigint, p_step text, p_state jsonb) OWNER TO palisade_owner;
+CREATE TABLE palisade.alias (
+    model text NOT NULL,
+    alias text NOT NULL,
+    version bigint,
+    guard text,
+    token bigint DEFAULT 0 NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    CONSTRAINT alias_alias_check CHECK ((alias ~ '^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$'::text))
+);
+ALTER TABLE palisade.alias OWNER TO palisade_owner;
+CREATE TABLE palisade.epoch (
+    singleton boolean DEFAULT true NOT NULL,
+    number bigint NOT NULL,
+    system_id bigint NOT NULL,
+    timeline integer NOT NULL,
+    postmaster_start timestamp with time zone NOT NULL,
+    checkpointer_start timestamp with time zone NOT NULL,
+    checkpointer_pid integer NOT NULL,
+    established_at timestamp with time zone NOT NULL,
+    CONSTRAINT epoch_number_check CHECK (((number > 0) AND (number < 2097152))),
+    CONSTRAINT epoch_singleton_check CHECK (singleton)
+);
+ALTER TABLE palisade.epoch OWNER TO palisade_owner;
+CREATE TABLE palisade.event (
+    id bigint NOT NULL,
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    resource text NOT NULL,
+    kind text NOT NULL,
+    token bigint,
+    sequence bigint,
+    data jsonb NOT NULL,
+    at timestamp with time zone NOT NULL
+);
+ALTER TABLE palisade.event OWNER TO palisade_owner;
+ALTER TABLE palisade.event ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME palisade.event_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+CREATE TABLE palisade.grant_history (
+    resource text NOT NULL,
+    token bigint NOT NULL,
+    session uuid,
+    worker text,
+    kind text NOT NULL,
+    reason text,
+    former_end timestamp with time zone,
+    at timestamp with time zone NOT NULL,
+    CONSTRAINT grant_history_kind_check CHECK ((kind = ANY (ARRAY['grant'::text, 'takeover'::text, 'release'::text, 'revoke'::text])))
+);
+ALTER TABLE palisade.grant_history OWNER TO palisade_owner;
+CREATE TABLE palisade.lease (
+    resource text NOT NULL,
+    token bigint NOT NULL,
+    sequence bigint DEFAULT 0 NOT NULL,
+    session uuid,
+    granted_at timestamp with time zone,
+    released_at timestamp with time zone,
+    ledger_from bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT lease_resource_check CHECK (((length(resource) >= 1) AND (length(resource) <= 512))),
+    CONSTRAINT lease_sequence_check CHECK ((sequence >= 0)),
+    CONSTRAINT lease_token_check CHECK (((token >= 0) AND (token < '9007199254740992'::bigint)))
+)
+WITH (fillfactor='50');
+ALTER TABLE palisade.lease OWNER TO palisade_owner;
+CREATE TABLE palisade.loss (
+    session uuid NOT NULL,
+    resource text NOT NULL,
+    token bigint NOT NULL,
+    reason text NOT NULL,
+    at timestamp with time zone NOT NULL
+);
+ALTER TABLE palisade.loss OWNER TO palisade_owner;
+CREATE TABLE palisade.model_version (
+    model text NOT NULL,
+    version bigint NOT NULL,
+    source text NOT NULL,
+    digest text NOT NULL,
+    tags jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    CONSTRAINT model_version_digest_check CHECK ((digest ~ '^sha256:[0-9a-f]{64}$'::text)),
+    CONSTRAINT model_version_source_check CHECK (((length(source) >= 1) AND (length(source) <= 4096))),
+    CONSTRAINT model_version_version_check CHECK ((version > 0))
+);
+ALTER TABLE palisade.model_version OWNER TO palisade_owner;
+CREATE TABLE palisade.progress (
+    resource text NOT NULL,
+    token bigint NOT NULL,
+    deadline timestamp with time zone NOT NULL
+)
+WITH (fillfactor='50');
+ALTER TABLE palisade.progress OWNER TO palisade_owner;
+CREATE TABLE palisade.queue (
+    resource text NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL
+);
+ALTER TABLE palisade.queue OWNER TO palisade_owner;
+CREATE TABLE palisade.refusal (
+    id bigint NOT NULL,
+    resource text NOT NULL,
+    token bigint,
+    sequence bigint,
+    kind text NOT NULL,
+    reason text NOT NULL,
+    current_token bigint,
+    at timestamp with time zone NOT NULL
+);
+ALTER TABLE palisade.refusal OWNER TO palisade_owner;
+ALTER TABLE palisade.refusal ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME palisade.refusal_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+CREATE TABLE palisade.registered_model (
+    name text NOT NULL,
+    description text DEFAULT ''::text NOT NULL,
+    tags jsonb DEFAULT '{}'::jsonb NOT NULL,
+    next_version bigint DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    CONSTRAINT registered_model_name_check CHECK ((name ~ '^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$'::text))
+);
+ALTER TABLE palisade.registered_model OWNER TO palisade_owner;
+CREATE TABLE palisade.request (
+    id uuid NOT NULL,
+    kind text NOT NULL,
+    args_hash bytea NOT NULL,
+    answer palisade.answer NOT NULL,
+    at timestamp with time zone NOT NULL
+);
+ALTER TABLE palisade.request OWNER TO palisade_owner;
+CREATE TABLE palisade.session (
+    id uuid NOT NULL,
+    key_hash bytea NOT NULL,
+    worker text NOT NULL,
+    ttl interval NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    opened_at timestamp with time zone NOT NULL,
+    closed_at timestamp with time zone
+)
+WITH (fillfactor='50');
+ALTER TABLE palisade.session OWNER TO palisade_owner;
+ALTER TABLE ONLY palisade.alias
+    ADD CONSTRAINT alias_pkey PRIMARY KEY (model, alias);
+ALTER TABLE ONLY palisade.deployment
+    ADD CONSTRAINT deployment_pkey PRIMARY KEY (resource);
+ALTER TABLE ONLY palisade.epoch
+    ADD CONSTRAINT epoch_pkey PRIMARY KEY (singleton);
+ALTER TABLE ONLY palisade.event
+    ADD CONSTRAINT event_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY palisade.grant_history
+    ADD CONSTRAINT grant_history_pkey PRIMARY KEY (resource, token);
+ALTER TABLE ONLY palisade.lease
+    ADD CONSTRAINT lease_pkey PRIMARY KEY (resource);
+ALTER TABLE ONLY palisade.loss
+    ADD CONSTRAINT loss_pkey PRIMARY KEY (session, resource, token);
+ALTER TABLE ONLY palisade.model_version
+    ADD CONSTRAINT model_version_pkey PRIMARY KEY (model, version);
+ALTER TABLE ONLY palisade.operation
+    ADD CONSTRAINT operation_pkey PRIMARY KEY (resource, token, sequence);
+ALTER TABLE ONLY palisade.plan
+    ADD CONSTRAINT plan_pkey PRIMARY KEY (resource);
+ALTER TABLE ONLY palisade.progress
+    ADD CONSTRAINT progress_pkey PRIMARY KEY (resource);
+ALTER TABLE ONLY palisade.queue
+    ADD CONSTRAINT queue_pkey PRIMARY KEY (resource);
+ALTER TABLE ONLY palisade.refusal
+    ADD CONSTRAINT refusal_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY palisade.registered_model
+    ADD CONSTRAINT registered_model_pkey PRIMARY KEY (name);
+ALTER TABLE ONLY palisade.request
+    ADD CONSTRAINT request_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY palisade.session
+    ADD CONSTRAINT session_pkey PRIMARY KEY (id);
+CREATE INDEX alias_guard ON palisade.alias USING btree (guard) WHERE (guard IS NOT NULL);
+CREATE INDEX event_xid ON palisade.event USING btree (xid, id);
+CREATE INDEX lease_session ON palisade.lease USING btree (session) WHERE (session IS NOT NULL);
+CREATE INDEX queue_due ON palisade.queue USING btree (due_at);
+CREATE INDEX refusal_resource ON palisade.refusal USING btree (resource, token, sequence);
+ALTER TABLE ONLY palisade.model_version
+    ADD CONSTRAINT model_version_model_fkey FOREIGN KEY (model) REFERENCES palisade.registered_model(name);
+GRANT USAGE ON SCHEMA palisade TO palisade_worker;
+GRANT USAGE ON SCHEMA palisade TO palisade_controller;
+GRANT USAGE ON SCHEMA palisade TO palisade_registry;
+GRANT USAGE ON SCHEMA palisade TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.abandon(resource text, token bigint, sequence bigint, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.abandon(resource text, token bigint, sequence bigint, key text) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.abandon(resource text, token bigint, sequence bigint, key text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.args_hash(VARIADIC p_args text[]) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.begin_call() FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.begin_request(p_request uuid, p_kind text, p_args bytea) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.check_lease(resource text, token bigint, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.check_lease(resource text, token bigint, key text) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.check_lease(resource text, token bigint, key text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.check_name(p_field text, p_name text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.check_span(p_name text, p_span interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.check_tags(p_tags jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.claim(id uuid, key text, "limit" integer, progress interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.claim(id uuid, key text, "limit" integer, progress interval) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.clean(older_than interval, batch integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.clean(older_than interval, batch integer) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.close_fence(p_resource text, p_token bigint, p_sequence bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.close_session(id uuid, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.close_session(id uuid, key text) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.close_session(id uuid, key text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.current_epoch() FROM PUBLIC;
+GRANT SELECT ON TABLE palisade.deployment TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.deployment_json(d palisade.deployment) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.drop_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.drop_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.end_blockers(older_than interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.end_blockers(older_than interval) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.end_request(p_request uuid, p_kind text, p_args bytea, p_reason text, p_result jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.enter(p_resource text, p_token bigint, p_sequence bigint, p_key text, p_kind text, p_args bytea) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.epoch_status(OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text, OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.epoch_status(OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text, OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.epoch_status(OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text, OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint) TO palisade_controller;
+GRANT ALL ON FUNCTION palisade.epoch_status(OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text, OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint) TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.establish_epoch(number bigint, incarnation text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.establish_epoch(number bigint, incarnation text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.events(after_xid xid8, after_id bigint, "limit" integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.events(after_xid xid8, after_id bigint, "limit" integer) TO palisade_controller;
+GRANT ALL ON FUNCTION palisade.events(after_xid xid8, after_id bigint, "limit" integer) TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) TO palisade_controller;
+GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.heartbeat(id uuid, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.heartbeat(id uuid, key text) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.heartbeat(id uuid, key text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.held(id uuid, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.held(id uuid, key text) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.held(id uuid, key text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT name text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.key_fits(p_session uuid, p_key text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.key_hash(key text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.leave(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_args bytea, p_reason text, p_result jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.may_ask(p_resource text, p_token bigint, p_key text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.milliseconds(span interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.move_guard(resource text, token bigint, sequence bigint, key text, to_resource text, to_token bigint, to_sequence bigint, to_key text, model text, alias text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.move_guard(resource text, token bigint, sequence bigint, key text, to_resource text, to_token bigint, to_sequence bigint, to_key text, model text, alias text) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.next_revision(resource text, token bigint, key text, deployment text, above bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.next_revision(resource text, token bigint, key text, deployment text, above bigint) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.next_token(token bigint, epoch bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.observe(deployment text, model text, version bigint, alias text, promote text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.observe(deployment text, model text, version bigint, alias text, promote text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.open_session(id uuid, key text, worker text, ttl interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.open_session(id uuid, key text, worker text, ttl interval) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.open_session(id uuid, key text, worker text, ttl interval) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.operation_abandon(resource text, token bigint, sequence bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.operation_abandon(resource text, token bigint, sequence bigint) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) TO palisade_controller;
+GRANT ALL ON FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) TO palisade_controller;
+GRANT SELECT ON TABLE palisade.plan TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.plan_json(n palisade.plan) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.plan_mark(p_resource text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.plan_show(resource text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.plan_show(resource text) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.plan_show(resource text) TO palisade_controller;
+GRANT ALL ON FUNCTION palisade.plan_show(resource text) TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.put_alias(model text, alias text, version bigint, request uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.put_alias(model text, alias text, version bigint, request uuid) TO palisade_registry;
+REVOKE ALL ON FUNCTION palisade.put_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid, generation bigint, spec jsonb, paused boolean, removed boolean, progress interval, wake boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.put_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid, generation bigint, spec jsonb, paused boolean, removed boolean, progress interval, wake boolean) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.record_done(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, state jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.record_done(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, state jsonb) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.record_failure(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb, reason text, message text, retry_in interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.record_failure(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb, reason text, message text, retry_in interval) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.record_removed(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.record_removed(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.record_serving(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb, model text, version bigint, revision text, alias text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.record_serving(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb, model text, version bigint, revision text, alias text) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.record_step(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.record_step(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.refuse(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_reason text, p_current bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.register_model(name text, description text, tags jsonb, request uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.register_model(name text, description text, tags jsonb, request uuid) TO palisade_registry;
+REVOKE ALL ON FUNCTION palisade.register_version(model text, source text, digest text, tags jsonb, request uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.register_version(model text, source text, digest text, tags jsonb, request uuid) TO palisade_registry;
+REVOKE ALL ON FUNCTION palisade.release(resource text, token bigint, sequence bigint, key text, retry_in interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.release(resource text, token bigint, sequence bigint, key text, retry_in interval) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.release(resource text, token bigint, sequence bigint, key text, retry_in interval) TO palisade_controller;
+GRANT SELECT ON TABLE palisade.operation TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.replay(o palisade.operation, p_kind text, p_args bytea, p_current bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.report_progress(resource text, token bigint, key text, progress interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.report_progress(resource text, token bigint, key text, progress interval) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.report_progress(resource text, token bigint, key text, progress interval) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.retire_lease(p_resource text, p_kind text, p_reason text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.revoke(resource text, reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.revoke(resource text, reason text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.version_show(model text, version bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.version_show(model text, version bigint) TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.version_show(model text, version bigint) TO palisade_controller;
+GRANT ALL ON FUNCTION palisade.version_show(model text, version bigint) TO palisade_registry;
+GRANT ALL ON FUNCTION palisade.version_show(model text, version bigint) TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.write_alias(p_model text, p_alias text, p_version bigint, p_guard text, p_token bigint, p_sequence bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.write_event(p_resource text, p_kind text, p_token bigint, p_sequence bigint, p_data jsonb) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.write_step(p_resource text, p_token bigint, p_uid uuid, p_rollout bigint, p_step text, p_state jsonb) FROM PUBLIC;
+GRANT SELECT ON TABLE palisade.alias TO palisade_reader;
+GRANT SELECT ON TABLE palisade.alias TO palisade_registry;
+GRANT SELECT ON TABLE palisade.epoch TO palisade_reader;
+GRANT SELECT ON TABLE palisade.event TO palisade_reader;
+GRANT SELECT ON TABLE palisade.grant_history TO palisade_reader;
+GRANT SELECT ON TABLE palisade.lease TO palisade_reader;
+GRANT SELECT ON TABLE palisade.loss TO palisade_reader;
+GRANT SELECT ON TABLE palisade.model_version TO palisade_reader;
+GRANT SELECT ON TABLE palisade.model_version TO palisade_registry;
+GRANT SELECT ON TABLE palisade.progress TO palisade_reader;
+GRANT SELECT ON TABLE palisade.queue TO palisade_reader;
+GRANT SELECT ON TABLE palisade.refusal TO palisade_reader;
+GRANT SELECT ON TABLE palisade.registered_model TO palisade_reader;
+GRANT SELECT ON TABLE palisade.registered_model TO palisade_registry;
+GRANT SELECT(id) ON TABLE palisade.session TO palisade_reader;
+GRANT SELECT(worker) ON TABLE palisade.session TO palisade_reader;
+GRANT SELECT(ttl) ON TABLE palisade.session TO palisade_reader;
+GRANT SELECT(expires_at) ON TABLE palisade.session TO palisade_reader;
+GRANT SELECT(opened_at) ON TABLE palisade.session TO palisade_reader;
+GRANT SELECT(closed_at) ON TABLE palisade.session TO palisade_reader;
