@@ -31,6 +31,9 @@ pub struct Account {
 
 impl Account {
     /// The account `name` in `namespace`; both are checked.
+    ///
+    /// # Errors
+    /// When one of them is a name that Kubernetes would refuse.
     pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
         check_label(namespace)?;
         // An account's name is a subdomain: labels, joined by dots.
@@ -76,6 +79,9 @@ pub struct NameError {
 }
 
 /// Checks a name of a namespace (an RFC 1123 label). So it can be put into a policy as it is.
+///
+/// # Errors
+/// When Kubernetes would refuse it.
 pub fn check_label(name: &str) -> Result<(), NameError> {
     let error = |why| Err(NameError { value: name.to_owned(), why });
     if name.is_empty() || name.len() > 63 {
@@ -111,6 +117,9 @@ pub enum SettingsError {
 
 impl Settings {
     /// Without workers, or without a controller, the default accounts in `namespace` are meant.
+    ///
+    /// # Errors
+    /// When a name would be refused by Kubernetes, or one account is both the controller's and a worker's.
     pub fn new(
         namespace: &str,
         workers: impl IntoIterator<Item = Account>,
@@ -168,6 +177,8 @@ fn subjects(accounts: &[&Account]) -> String {
 }
 
 /// The CustomResourceDefinition of ModelDeployment.
+#[must_use]
+#[expect(clippy::expect_used, clippy::missing_panics_doc, reason = "what is written is this program's own; a golden file holds it")]
 pub fn crd() -> Value {
     // A type of k8s-openapi: its maps have strings for keys, and YAML has a form for everything else.
     serde_yaml::to_value(crate::crd::definition()).expect("a CRD can be written as YAML")
@@ -192,6 +203,7 @@ pub fn everything(settings: &Settings) -> Vec<Value> {
     [vec![crd()], rbac(settings), policies(settings)].concat()
 }
 
+#[expect(clippy::expect_used, reason = "what is read is this program's own; the tests read all of it")]
 fn documents(text: &str) -> Vec<Value> {
     serde_yaml::Deserializer::from_str(text)
         // The templates are part of the program, and names are checked before they are filled in; the tests read both.
@@ -211,6 +223,8 @@ pub enum Format {
 }
 
 /// The objects as text that `kubectl apply -f -` reads.
+#[must_use]
+#[expect(clippy::expect_used, clippy::missing_panics_doc, reason = "what is written is this program's own; a golden file holds it")]
 pub fn print(objects: &[Value], format: Format) -> String {
     match format {
         // What was parsed from YAML, or written to it, can be written again.
