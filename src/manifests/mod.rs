@@ -2,7 +2,7 @@
 //! policies that refuse a stale worker's writes.
 //!
 //! ```text
-//! Settings ──▶ rbac.yaml, fence.yaml: ${…} filled in ──▶ objects, in the order in which they can be applied
+//! Settings ──▶ rbac.yaml, fence.yaml, create.yaml: ${…} filled in ──▶ objects, in the order in which they can be applied
 //! crd::definition() ───────────────────────────────────▶
 //! ```
 //!
@@ -21,6 +21,7 @@ pub use names::*;
 
 const RBAC: &str = include_str!("rbac.yaml");
 const FENCE: &str = include_str!("fence.yaml");
+const CREATE: &str = include_str!("create.yaml");
 
 /// A ServiceAccount, written `NAMESPACE:NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -195,7 +196,7 @@ pub fn rbac(settings: &Settings) -> Vec<Value> {
 
 /// The admission policies and their bindings.
 pub fn policies(settings: &Settings) -> Vec<Value> {
-    documents(&settings.fill(FENCE))
+    [FENCE, CREATE].iter().flat_map(|template| documents(&settings.fill(template))).collect()
 }
 
 /// Everything, in an order in which it can be applied.

@@ -46,13 +46,13 @@ fn everything_comes_in_an_order_in_which_it_can_be_applied() {
     assert_eq!(at("CustomResourceDefinition modeldeployments.palisade.dev"), 0);
     assert_eq!(at("Namespace palisade-system"), 1);
     assert!(at("ServiceAccount palisade-controller") < at("ClusterRoleBinding palisade-controller"));
-    for policy in ["palisade-fence", "palisade-fence-epoch", "palisade-fence-accounts", "palisade-fence-epoch-object"] {
+    for policy in ["palisade-fence", "palisade-fence-epoch", "palisade-fence-accounts", "palisade-fence-epoch-object", "palisade-fence-create"] {
         assert!(
             at(&format!("ValidatingAdmissionPolicy {policy}"))
                 < at(&format!("ValidatingAdmissionPolicyBinding {policy}"))
         );
     }
-    assert_eq!(order.len(), 1 + 3 + 6 + 8);
+    assert_eq!(order.len(), 1 + 3 + 6 + 10);
 }
 
 #[test]
@@ -68,11 +68,14 @@ fn every_policy_fails_closed_and_denies() {
             let spec = binding.spec.expect("a spec");
             assert_eq!(spec.validation_actions, Some(vec!["Deny".to_owned()]));
             if let Some(parameter) = spec.param_ref {
-                assert_eq!(parameter.parameter_not_found_action.as_deref(), Some("Deny"));
+                // Without a Service there is nothing to hold a new Deployment against: see create.yaml.
+                let allowed = spec.policy_name.as_deref() == Some("palisade-fence-create");
+                let action = if allowed { "Allow" } else { "Deny" };
+                assert_eq!(parameter.parameter_not_found_action.as_deref(), Some(action));
             }
         }
     }
-    assert_eq!(policies_seen, 4);
+    assert_eq!(policies_seen, 5);
 }
 
 #[test]
@@ -132,5 +135,5 @@ fn json_is_one_object_for_kubectl() {
     let one: serde_json::Value = serde_json::from_str(&print(&[crd()], Format::Json)).expect("JSON");
     assert_eq!(one["kind"], "CustomResourceDefinition");
     let all: serde_json::Value = serde_json::from_str(&print(&everything(&default()), Format::Json)).expect("JSON");
-    assert_eq!((all["kind"].as_str(), all["items"].as_array().map(Vec::len)), (Some("List"), Some(18)));
+    assert_eq!((all["kind"].as_str(), all["items"].as_array().map(Vec::len)), (Some("List"), Some(20)));
 }

@@ -40,6 +40,15 @@ pub fn service(spec: &Spec, owner_uid: &str, fence: Fence) -> Value {
     })
 }
 
+/// The Service before anything serves: it selects nothing. It is made before the first Deployment, because admission holds
+/// the creation of a Deployment, which has no fence of its own yet, against the fence of the Service.
+#[must_use]
+pub fn anchor(spec: &Spec, owner_uid: &str, fence: Fence) -> Value {
+    let mut service = service(spec, owner_uid, fence);
+    service["spec"]["selector"][REVISION_LABEL] = "none".into();
+    service
+}
+
 fn labels(spec: &Spec) -> Value {
     json!({ DEPLOYMENT_LABEL: spec.name, REVISION_LABEL: spec.revision() })
 }
