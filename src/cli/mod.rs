@@ -4,10 +4,18 @@
 //! main: parse ─▶ telemetry ─▶ run: one match arm a command ─▶ Result<(), Error> ─▶ printed once, to stderr ─▶ exit code
 //! ```
 
+mod controller;
 mod crd;
 mod database;
+mod demo;
 mod error;
+mod history;
+mod lease;
+mod migrate;
+mod model;
+mod operation;
 mod output;
+mod resource;
 mod worker;
 
 use std::ffi::OsString;
@@ -34,7 +42,7 @@ pub use output::{Output, OutputArgs};
 /// 4 the outcome is unknown · 5 not found · 6 the database or the cluster is unavailable. Errors go to stderr with what
 /// to do next; with -o json as one JSON object.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "palisade", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "palisade", version, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -57,22 +65,52 @@ struct Global {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
+    Migrate(migrate::Args),
     Crd(crd::Args),
+    Controller(controller::Args),
     Worker(worker::Args),
+    Model(model::Args),
+    Lease(lease::Args),
+    History(history::Args),
+    Operation(operation::Args),
+    Demo(demo::Args),
+    #[command(hide = true)]
+    DemoWorker(demo::worker::Args),
 }
 
 impl Command {
     /// How the command was asked to print: errors follow it.
     fn output(&self) -> Output {
         match self {
-            Self::Crd(_) | Self::Worker(_) => Output::Table,
+            Self::Migrate(_) | Self::Crd(_) | Self::Controller(_) | Self::Worker(_) | Self::DemoWorker(_) => Output::Table,
+            Self::Model(args) => args.output(),
+            Self::Lease(args) => args.output(),
+            Self::History(args) => args.output(),
+            Self::Operation(args) => args.output(),
+            Self::Demo(args) => args.output(),
+        }
+    }
+
+    fn runtime(&self) -> tokio::runtime::Builder {
+        match self {
+            // It stops itself, and its next act must be the write: no other thread may go on, or wake up before.
+            Self::DemoWorker(_) => tokio::runtime::Builder::new_current_thread(),
+            _ => tokio::runtime::Builder::new_multi_thread(),
         }
     }
 
     async fn run(self, context: Context) -> Result<(), Error> {
         match self {
             Self::Crd(args) => Ok(crd::run(args)?),
+            Self::Controller(args) => controller::run(args, context).await,
             Self::Worker(args) => worker::run(args, context).await,
+            Self::Migrate(args) => migrate::run(args).await,
+            Self::Model(args) => model::run(args).await,
+            Self::Lease(args) => lease::run(args).await,
+            Self::History(args) => history::run(args).await,
+            Self::Operation(args) => operation::run(args).await,
+            Self::Demo(args) => demo::run(args, context).await,
+            Self::DemoWorker(args) => demo::worker::run(args).await,
         }
     }
 }
@@ -134,7 +172,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = telemetry::init(global.log_format, &global.log)
         .map_err(|e| Error::usage(e.to_string()))
         .and_then(|()| {
-            tokio::runtime::Builder::new_multi_thread()
+            command
+                .runtime()
                 .enable_all()
                 .build()
                 .map_err(|e| Error::failed(format!("cannot start the runtime: {e}")))

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Error;
 use crate::telemetry;
@@ -137,6 +138,32 @@ fn is_bidi(c: char) -> bool {
 /// The same on one line.
 pub(super) fn one_line(text: &str) -> String {
     visible(&text.replace('\n', " "))
+}
+
+/// The beginning of a text, on one line.
+pub(super) fn short(text: &str, width: usize) -> String {
+    let line = one_line(text);
+    if line.chars().count() <= width {
+        return line;
+    }
+    line.chars().take(width.saturating_sub(3)).collect::<String>() + "..."
+}
+
+/// The text, or a dash where there is none.
+pub(super) fn or_dash(text: String) -> String {
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+/// A JSON object on one line, as `key=value` in the order of its keys; what is null is left out.
+pub(super) fn pairs(value: &Value) -> String {
+    let Some(object) = value.as_object() else {
+        return if value.is_null() { "-".to_owned() } else { short(&value.to_string(), 100) };
+    };
+    let pairs = object.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| match value {
+        Value::String(text) => format!("{}={}", one_line(key), short(text, 60)),
+        other => format!("{}={}", one_line(key), short(&other.to_string(), 60)),
+    });
+    or_dash(pairs.collect::<Vec<_>>().join(" "))
 }
 
 /// A time for people: to the second, in UTC.

@@ -6,7 +6,7 @@ use sqlx::Connection;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+pub(super) static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 const TABLE: &str = "palisade.migration";
 
 /// What a migration found and did.
@@ -77,7 +77,7 @@ pub async fn migrate(url: &str) -> Result<Migrated, MigrateError> {
     Ok(Migrated { version: program, applied: after.len().saturating_sub(before.len()) })
 }
 
-async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, MigrateError> {
+pub(super) async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, MigrateError> {
     let known: Option<bool> = sqlx::query_scalar("SELECT to_regclass('palisade.migration') IS NOT NULL")
         .fetch_one(&mut *connection)
         .await

@@ -5,7 +5,8 @@
 //! sessions.rs  open, heartbeat, held, acquire, claim, progress        writes.rs    the fenced writes
 //! plans.rs     what the controller asks for                           registry.rs  models and versions, for plain clients
 //! epochs.rs    which incarnation of the database this is              history.rs   what people look at
-//! migrate.rs   the schema
+//! migrate.rs   the schema                                         schema.rs   its version
+//! naive.rs     a registry without fences, for the demo only
 //! ```
 
 #![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "the one module that speaks SQL")]
@@ -14,8 +15,10 @@ mod call;
 mod epochs;
 mod history;
 mod migrate;
+mod naive;
 mod plans;
 mod registry;
+mod schema;
 mod sessions;
 mod writes;
 
@@ -30,8 +33,10 @@ pub use call::CallError;
 pub use epochs::EpochStatus;
 pub use history::{Entry, LeaseRow, OperationRow};
 pub use migrate::{MigrateError, Migrated, migrate};
-pub use plans::{Event, EventCursor, Figures, Observed, VersionState};
+pub(crate) use naive::Naive;
+pub use plans::{Event, EventCursor, Figures, Grant, Observed, PlanRow, VersionState};
 pub use registry::{Model, Version};
+pub use schema::{SchemaState, schema_state};
 pub use sessions::{Claimed, Heartbeat, Held, Loss, OperationState};
 pub use writes::{Address, Write};
 
