@@ -248,6 +248,7 @@ impl Default for Strategy {
 }
 
 /// See [`Strategy::kind`].
+#[expect(missing_docs, reason = "the field says what they mean; here it would turn the schema's enum into a oneOf")]
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StrategyType {
     #[default]
@@ -256,6 +257,7 @@ pub enum StrategyType {
 }
 
 /// See [`ModelDeploymentSpec::deletion_policy`].
+#[expect(missing_docs, reason = "the field says what they mean; here it would turn the schema's enum into a oneOf")]
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeletionPolicy {
     #[default]

@@ -21,6 +21,9 @@ pub enum Outcome<T = Value> {
 
 impl<T> Outcome<T> {
     /// The result, if the write stands.
+    ///
+    /// # Errors
+    /// When it does not, or nobody knows.
     pub fn applied(self) -> Result<T, NotApplied> {
         match self {
             Self::Applied(result) | Self::Replayed(result) => Ok(result),
