@@ -132,7 +132,7 @@ pub struct ModelDeploymentSpec {
 
     /// How many pods serve the model. Default: 1. With 0 nothing is served, and the deployment is kept.
     #[serde(default = "one")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = 2147483647))] // The API server does not check the format int32.
     pub replicas: i32,
 
     /// The pod template, as in a Deployment (`kubectl explain deployment.spec.template`). Its containers get the

@@ -169,7 +169,12 @@ impl Cluster {
         // The API server learns of one policy after the other. Several refusals come as one of them, so that each
         // policy is asked for what no other one refuses.
         let unlabelled = json!({"metadata": {"labels": null, "annotations": null}});
-        self.wait_refused("palisade-fence-accounts", &account(manifests::SYSTEM_NAMESPACE, manifests::WORKER_ACCOUNT).username(), unlabelled).await;
+        self.wait_refused(
+            "palisade-fence-accounts",
+            &account(manifests::SYSTEM_NAMESPACE, manifests::WORKER_ACCOUNT).username(),
+            unlabelled,
+        )
+        .await;
         let labelled = json!({"metadata": {"annotations": null}});
         self.wait_refused("palisade-fence", "probe", labelled).await;
     }
@@ -185,7 +190,8 @@ impl Cluster {
         let api = self.probes("probe").await;
         let probe = deployment("probe", &fence(number.into(), 1, 1), json!({}));
         wait_until("the epoch is known", || async { api.create(&dry_run(), &probe).await.map(drop) }).await;
-        let next = json!({"metadata": {"annotations": {manifests::FENCE_ANNOTATION: fence(u64::from(number) + 1, 1, 1)}}});
+        let next =
+            json!({"metadata": {"annotations": {manifests::FENCE_ANNOTATION: fence(u64::from(number) + 1, 1, 1)}}});
         self.wait_refused("palisade-fence-epoch", "probe", next).await;
         let empty = json!({"metadata": {"annotations": null}});
         self.wait_refused("palisade-fence", "probe", empty).await;
@@ -266,12 +272,7 @@ pub fn merge(object: &mut Value, patch: &Value) {
 }
 
 /// Waits by a watch until `condition` holds for the object, which may be absent.
-pub async fn wait_for<K>(
-    api: &Api<K>,
-    name: &str,
-    what: &str,
-    condition: impl Fn(Option<&K>) -> bool,
-) -> Option<K>
+pub async fn wait_for<K>(api: &Api<K>, name: &str, what: &str, condition: impl Fn(Option<&K>) -> bool) -> Option<K>
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
@@ -350,7 +351,8 @@ pub fn block_on_elsewhere<F: Future + Send>(future: F) -> F::Output
 where
     F::Output: Send,
 {
-    let run = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future);
+    let run =
+        || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future);
     std::thread::scope(|scope| scope.spawn(run).join().expect("the setup does not panic"))
 }
 
