@@ -45,6 +45,26 @@ pub struct VersionState {
     pub digest: String,
 }
 
+/// A plan, as far as the sweep needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanRow {
+    /// `deployment/NAMESPACE/NAME`.
+    pub resource: String,
+    /// See [`Plan::uid`].
+    pub uid: uuid::Uuid,
+    /// See [`Plan::removed`].
+    pub removed: bool,
+}
+
+/// How a token came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// `grant`, `takeover`, `release` or `revoke`.
+    pub kind: String,
+    /// Of a takeover or a revocation: why.
+    pub reason: Option<String>,
+}
+
 /// How far the outbox was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventCursor {
@@ -111,6 +131,34 @@ impl Store {
             .bind(promote.map(str::to_owned));
         let row = self.row("observe", self.timeout, statement).await?;
         from_json("what the registry knows", get(&row, "observed")?)
+    }
+
+    /// All plans, by name. Needs the role `palisade_reader`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn plans(&self) -> Result<Vec<PlanRow>, CallError> {
+        let statement = sqlx::query("SELECT n.resource, n.uid, n.removed FROM palisade.plan AS n ORDER BY n.resource");
+        let rows = self.rows("plans", self.timeout, statement).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(PlanRow { resource: get(row, "resource")?, uid: get(row, "uid")?, removed: get(row, "removed")? })
+            })
+            .collect()
+    }
+
+    /// How a token of a resource came about, if that was not cleaned away. Needs the role `palisade_reader`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn grant(&self, resource: &str, token: i64) -> Result<Option<Grant>, CallError> {
+        let statement = sqlx::query(
+            "SELECT h.kind, h.reason FROM palisade.grant_history AS h WHERE h.resource = $1 AND h.token = $2",
+        )
+        .bind(resource.to_owned())
+        .bind(token);
+        let rows = self.rows("grant", self.timeout, statement).await?;
+        rows.first().map(|row| Ok(Grant { kind: get(row, "kind")?, reason: get(row, "reason")? })).transpose()
     }
 
     /// The plan of a deployment as it is now.

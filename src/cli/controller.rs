@@ -1,0 +1,111 @@
+//! `palisade controller`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Context, Database, Error};
+use crate::cluster;
+use crate::crd::{Span, SpanError};
+use crate::http::{self, Probes, Readiness};
+use crate::lease::MARGIN_DIVISOR;
+use crate::manifests::{self, NameError, SYSTEM_NAMESPACE};
+use crate::reconcile::{self, Parts, Settings};
+use crate::store::{Store, StoreConfig};
+
+/// Turn ModelDeployments into plans, and what workers record into their status
+///
+/// Run one or more: one of them leads, by a lease of its own, and a leader that was replaced can write nothing that
+/// sticks. A controller needs a database login in the group role palisade_controller, and the permissions of the
+/// ServiceAccount that `palisade crd --with-policy` prints. Every replica sees to it that the running database has an
+/// epoch: after each of its restarts, and in the beginning.
+///
+/// SIGTERM releases the leadership, and the exit code is 0.
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  palisade controller\n  palisade controller --watch-namespace ml --listen 0.0.0.0:8080"
+)]
+pub struct Args {
+    #[command(flatten)]
+    database: Database,
+
+    /// Namespace of Palisade's own objects: of the ConfigMap `palisade-epoch`
+    #[arg(long, default_value = SYSTEM_NAMESPACE, env = "PALISADE_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
+    namespace: String,
+
+    /// Look after the ModelDeployments of this namespace only [default: of all]
+    #[arg(long, env = "PALISADE_WATCH_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
+    watch_namespace: Option<String>,
+
+    /// How long after its last heartbeat another replica leads (1s to 1h)
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = ttl)]
+    ttl: Span,
+
+    /// The replica's name, for people. Leadership never depends on it [default: HOSTNAME-PID]
+    #[arg(long, env = "PALISADE_REPLICA_NAME", value_name = "NAME", value_parser = name)]
+    replica_name: Option<String>,
+
+    /// Go on with a database that has lost an epoch: one that was restored from a backup, or that is a branch that was
+    /// left before. Only when you know that it is the right one, and only for one start
+    #[arg(long)]
+    adopt_epoch: bool,
+
+    /// Where to serve /healthz, /readyz and /metrics; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0", env = "PALISADE_LISTEN", value_name = "ADDRESS")]
+    listen: SocketAddr,
+}
+
+fn namespace(text: &str) -> Result<String, NameError> {
+    manifests::check_label(text).map(|()| text.to_owned())
+}
+
+fn ttl(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse().map_err(|e: SpanError| e.to_string())?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(3600);
+    if range.contains(&span.duration()) { Ok(span) } else { Err("it must be from 1s to 1h".into()) }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let ok = (1..=253).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
+    if ok { Ok(text.to_owned()) } else { Err("1 to 253 visible ASCII characters are a name".into()) }
+}
+
+fn default_name() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{}-{}", if host.is_empty() { "controller" } else { &host }, std::process::id())
+}
+
+/// Runs until SIGTERM.
+///
+/// # Errors
+/// When the arguments cannot be used. A database or a cluster that does not answer is waited for.
+pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
+    let Args { database, namespace, watch_namespace, ttl, replica_name, adopt_epoch, listen } = args;
+    context.stop_on_signals()?;
+    let replica = replica_name.unwrap_or_else(default_name);
+    let ttl = ttl.duration();
+    let timeout = (ttl / MARGIN_DIVISOR).min(Duration::from_secs(5));
+    let config = StoreConfig { timeout, ..database.config(&format!("palisade controller {replica}")) };
+    let store = Store::new(&config).map_err(|e| Error::usage(e.to_string()))?;
+    let client = cluster::client().await.map_err(|e| {
+        Error::unavailable_next(format!("no cluster: {e}"), "set KUBECONFIG, or run in a pod with a ServiceAccount")
+    })?;
+    let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
+    let probes = Probes {
+        // The runtime answers: a look that hangs ends with its timeout, and a leader that hangs is replaced.
+        watchdog: Arc::new(|| Ok(())),
+        readiness: readiness.clone(),
+        metrics: Arc::clone(&context.metrics),
+    };
+    let server = http::serve(listen, probes, context.stop.clone())
+        .await
+        .map_err(|e| Error::failed_next(format!("cannot listen on {listen}: {e}"), "choose another --listen"))?;
+    let settings = Settings { replica, system_namespace: namespace, watch_namespace, ttl, adopt_epoch };
+    let Context { stop, clock, metrics } = context;
+    let parts = Parts { settings, store: store.clone(), client, metrics, readiness, clock };
+    reconcile::run(parts, stop).await;
+    store.close().await;
+    server.stopped().await;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! Status and events, written: a status only if it says something new, events only of what changed with it.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::Request;
+use kube::runtime::events::{Event, EventType};
+use kube::runtime::reflector::ObjectRef;
+
+use super::apply::Applied;
+use super::context::{Context, Meta, resource_of};
+use super::decide::resource;
+use super::lead::Tenure;
+use super::{Error, call, observe, status};
+use crate::clock::Clock;
+use crate::crd::{ModelDeployment, ModelDeploymentStatus, clip};
+use crate::manifests::names::{CONTROLLER_MANAGER, EPOCH_OBJECT};
+
+/// The longest note of an event, in bytes, as the API server counts.
+const NOTE_MAX: usize = 1000;
+
+/// Something that a person would ask about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    pub warning: bool,
+    pub reason: String,
+    pub note: String,
+}
+
+impl News {
+    pub(super) fn good(reason: &str, note: impl Into<String>) -> Self {
+        Self { warning: false, reason: reason.to_owned(), note: note.into() }
+    }
+
+    pub(super) fn bad(reason: &str, note: impl Into<String>) -> Self {
+        Self { warning: true, reason: reason.to_owned(), note: note.into() }
+    }
+}
+
+/// Writes the status, if it says something new, under a revision that only the current leader is given.
+pub(super) async fn report(
+    context: &Context,
+    tenure: &Tenure,
+    object: &ModelDeployment,
+    applied: &Applied,
+) -> Result<(), Error> {
+    let mut new = status::status(object, applied, Clock::wall());
+    let old = object.status.clone().unwrap_or_default();
+    if object.status.is_some() && status::same(&old, &new) {
+        return Ok(());
+    }
+    let resource = resource(object);
+    let mut news = changes(&old, &new, applied);
+    news.extend(takeover(context, &resource, &old, &new).await?);
+    new.revision = tenure.lease.next_revision(&resource, old.revision).await?;
+    let changed = ModelDeployment { status: Some(new), ..object.clone() };
+    let params = PostParams { field_manager: Some(CONTROLLER_MANAGER.to_owned()), ..PostParams::default() };
+    let (namespace, name) = (object.metadata.namespace.as_deref(), object.metadata.name.as_deref());
+    let api = kube::Api::namespaced(context.client.clone(), namespace.unwrap_or_default());
+    // By the resourceVersion that was read, and by the CRD's rule on the revision.
+    call("write the status", "put_status", api.replace_status(name.unwrap_or_default(), &params, &changed)).await?;
+    tracing::debug!(resource, fence = %tenure.lease.token(), revision = changed.status.map(|s| s.revision), "status written");
+    for news in news {
+        publish(context, &observe::reference(object.meta()), &news).await;
+    }
+    Ok(())
+}
+
+/// Writes the status of a CR whose spec cannot be read: only what is said in it is sent, and no answer is parsed.
+pub(super) async fn report_unreadable(
+    context: &Context,
+    tenure: &Tenure,
+    key: &ObjectRef<Meta>,
+    outline: &observe::Outline,
+) -> Result<(), Error> {
+    let metadata = &outline.metadata;
+    let old = outline.status.clone().unwrap_or_default();
+    let mut new = status::unreadable(&old, metadata.generation.unwrap_or_default(), &outline.why, Clock::wall());
+    if outline.status.is_some() && status::same(&old, &new) {
+        return Ok(());
+    }
+    new.revision = tenure.lease.next_revision(&resource_of(key), old.revision).await?;
+    let patch = serde_json::json!({ "metadata": { "resourceVersion": metadata.resource_version }, "status": new });
+    let params = PatchParams { field_manager: Some(CONTROLLER_MANAGER.to_owned()), ..PatchParams::default() };
+    let request = Request::new(ModelDeployment::url_path(&(), key.namespace.as_deref()))
+        .patch_subresource("status", &key.name, &params, &Patch::Merge(&patch))
+        .map_err(|e| Error::Silent { doing: "write the status", why: e.to_string() })?;
+    call("write the status", "put_status", context.client.request_text(request)).await?;
+    tracing::warn!(resource = resource_of(key), "it cannot be read: {}", outline.why);
+    let error = new.last_error.unwrap_or_default();
+    publish(context, &observe::reference(metadata), &News::bad(&error.reason, error.message)).await;
+    Ok(())
+}
+
+/// What a changed status means to a person. Pure.
+fn changes(old: &ModelDeploymentStatus, new: &ModelDeploymentStatus, applied: &Applied) -> Vec<News> {
+    let mut news = Vec::new();
+    let plan = applied.observed.plan.as_ref();
+    if let (Some(rollout), Some(resolved), Some(plan)) = (new.rollout, &new.resolved, plan)
+        && old.rollout != new.rollout
+        && !plan.paused
+        && !plan.removed
+    {
+        let from = old.serving.as_ref().map_or(String::new(), |s| format!(", from version {}", s.version));
+        let note = format!("rollout {rollout}: version {} of {}{from}", resolved.version, resolved.model);
+        news.push(News::good("RolloutStarted", note));
+    }
+    let what = |s: &crate::crd::Serving| (s.model.clone(), s.version, s.revision.clone());
+    if let Some(serving) = &new.serving
+        && old.serving.as_ref().map(what) != Some(what(serving))
+    {
+        let note = format!("version {} of {} serves (revision {})", serving.version, serving.model, serving.revision);
+        news.push(News::good("Serving", note));
+        if let Some(alias) = plan.and_then(|plan| plan.spec.promote_alias.as_ref())
+            && applied.observed.promote_version == Some(serving.version)
+        {
+            let note = format!("alias {alias} of {} points at version {}", serving.model, serving.version);
+            news.push(News::good("AliasPromoted", note));
+        }
+    }
+    if let Some(error) = &new.last_error
+        && old.last_error.as_ref() != Some(error)
+    {
+        let note = format!("{}: {}", error.reason, error.message);
+        let reason = if applied.blocked.is_some() { &*error.reason } else { "RolloutFailed" };
+        news.push(News::bad(reason, if applied.blocked.is_some() { error.message.clone() } else { note }));
+    }
+    news
+}
+
+/// Whether the deployment was taken from an owner that had not released it.
+async fn takeover(
+    context: &Context,
+    resource: &str,
+    old: &ModelDeploymentStatus,
+    new: &ModelDeploymentStatus,
+) -> Result<Option<News>, Error> {
+    let Some(owner) = new.owner.as_ref().filter(|_| new.fencing_token > old.fencing_token) else { return Ok(None) };
+    let grant = context.store.grant(resource, new.fencing_token).await?;
+    Ok(grant.filter(|grant| grant.kind == "takeover").map(|grant| {
+        let former = old.owner.as_ref().map_or(String::new(), |owner| format!(" from {owner}"));
+        let why = grant.reason.map_or(String::new(), |why| format!(": {why}"));
+        News::bad("Takeover", format!("{owner} took over{former} under token {}{why}", new.fencing_token))
+    }))
+}
+
+/// Publishes an event. One that is lost is no reason to fail: the status says the same.
+pub(super) async fn publish(context: &Context, about: &ObjectReference, news: &News) {
+    let News { warning, reason, note } = news;
+    let mut note = clip(note, NOTE_MAX);
+    while note.len() > NOTE_MAX {
+        note = clip(&note, note.chars().count() - 1);
+    }
+    let event = Event {
+        type_: if *warning { EventType::Warning } else { EventType::Normal },
+        reason: clip(reason, 128),
+        note: Some(note),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = call("publish an event", "event", context.recorder.publish(&event, about)).await {
+        tracing::warn!(reason, "an event was lost: {error}");
+    }
+}
+
+/// Tells the cluster's people when an operator must decide about the epoch.
+pub(super) async fn alarms(context: Arc<Context>, mut alarms: tokio::sync::mpsc::Receiver<String>) {
+    while let Some(message) = alarms.recv().await {
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("ConfigMap".to_owned()),
+            name: Some(EPOCH_OBJECT.to_owned()),
+            namespace: Some(context.settings.system_namespace.clone()),
+            ..ObjectReference::default()
+        };
+        publish(&context, &about, &News::bad("NoEpoch", message)).await;
+    }
+}

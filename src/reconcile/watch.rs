@@ -1,0 +1,117 @@
+//! What happens in the cluster: CRs, by their metadata, and the objects that workers wrote for them.
+
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Service;
+use kube::runtime::reflector::{self, ObjectRef, store::Writer};
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::{Api, ResourceExt};
+use tokio_util::sync::CancellationToken;
+
+use super::context::{Context, DeploymentMeta, Meta};
+use super::drift::Objects;
+use crate::manifests::names::{DEPLOYMENT_LABEL, REVISION_LABEL};
+
+fn api<K>(context: &Context) -> Api<K>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+{
+    match &context.settings.watch_namespace {
+        Some(namespace) => Api::namespaced(context.client.clone(), namespace),
+        None => Api::all(context.client.clone()),
+    }
+}
+
+/// CRs as they change. Of each only the metadata is kept: it is read when it is looked at.
+pub(super) fn modeldeployments(
+    context: Arc<Context>,
+    writer: Writer<Meta>,
+) -> impl Stream<Item = Result<Meta, watcher::Error>> + Send {
+    let objects = watch(api::<Meta>(&context), watcher::Config::default())
+        .default_backoff()
+        .modify(|object| object.managed_fields_mut().clear());
+    reflector::reflector(writer, objects)
+        .inspect(move |event| match event {
+            Ok(Event::InitDone) => context.readiness.ready("cluster"),
+            Ok(Event::Delete(object)) => {
+                context.forget(&ObjectRef::from_obj(object));
+                // Usually its plan is gone already; without a finalizer it is not.
+                context.sweep_hint.notify_one();
+            }
+            Ok(_) => {}
+            Err(error) => context.readiness.not_ready("cluster", error.to_string()),
+        })
+        .applied_objects()
+}
+
+/// Keeps the index of objects, and has a CR looked at when one of its objects comes or goes.
+pub(super) async fn drift(context: Arc<Context>, stop: CancellationToken) {
+    let labelled = || watcher::Config::default().labels(DEPLOYMENT_LABEL);
+    let deployments = watch(api::<DeploymentMeta>(&context), labelled()).default_backoff();
+    let services = watch(api::<Service>(&context), labelled()).default_backoff();
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = follow(&context, 0, deployments, |objects| objects.deployments.clear(), put_deployment) => {}
+        () = follow(&context, 1, services, |objects| objects.service = None, put_service) => {}
+    }
+}
+
+/// Puts an object into the index, or takes it out.
+type Put<K> = fn(&mut Objects, &K, bool);
+
+fn put_deployment(objects: &mut Objects, object: &DeploymentMeta, there: bool) {
+    if there {
+        objects.deployments.insert(object.name_any(), object.labels().get(REVISION_LABEL).cloned());
+    } else {
+        objects.deployments.remove(&object.name_any());
+    }
+}
+
+fn put_service(objects: &mut Objects, object: &Service, there: bool) {
+    // Only the Service of the CR's own name is Palisade's.
+    if object.labels().get(DEPLOYMENT_LABEL) == Some(&object.name_any()) {
+        let selector = object.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default();
+        objects.service = there.then_some(selector);
+    }
+}
+
+async fn follow<K: kube::Resource>(
+    context: &Context,
+    list: usize,
+    events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
+    clear: fn(&mut Objects),
+    put: Put<K>,
+) {
+    tokio::pin!(events);
+    while let Some(event) = events.next().await {
+        let (object, there, listed) = match event {
+            Ok(Event::Init) => {
+                context.objects.set_known(list, false);
+                context.objects.change_all(clear);
+                continue;
+            }
+            Ok(Event::InitDone) => {
+                context.objects.set_known(list, true);
+                context.trigger_all();
+                continue;
+            }
+            Ok(Event::InitApply(object)) => (object, true, true),
+            Ok(Event::Apply(object)) => (object, true, false),
+            Ok(Event::Delete(object)) => (object, false, false),
+            Err(error) => {
+                tracing::debug!("watching objects: {error}");
+                continue;
+            }
+        };
+        let Some(name) = object.labels().get(DEPLOYMENT_LABEL) else { continue };
+        let key = ObjectRef::new(name).within(object.namespace().as_deref().unwrap_or_default());
+        // What is being deleted is as good as gone.
+        let there = there && object.meta().deletion_timestamp.is_none();
+        let changed = context.objects.change(&key, |objects| put(objects, &object, there));
+        if changed && !listed {
+            context.trigger(key).await;
+        }
+    }
+}
