@@ -46,8 +46,9 @@ async fn points() -> Vec<String> {
     world.done("churn", 2).await;
     worker.says("\"done\"", 1).await;
     let mut points = lines(&path);
-    // These come again and again, from the moment that the process starts.
-    points.retain(|p| !["heartbeat", "held", "open_session", "report_progress"].iter().any(|call| p.contains(call)));
+    // These come at any time, from the moment that the process starts, or only when something was in the way.
+    let incidental = ["heartbeat", "held", "open_session", "report_progress", "settle", "retire/get/", "list_pods"];
+    points.retain(|p| !incidental.iter().any(|call| p.contains(call)));
     let steps = ["-/claim", "seal/seal", "verify/version_show", "apply/apply", "ready/", "switch/apply", "switch/record_serving"];
     for step in steps.iter().chain(&["drain/record_step", "retire/mark", "retire/delete", "done/record_done", "done/release"]) {
         assert!(points.iter().any(|p| p.starts_with(step)), "no call of {step} in {points:?}");
@@ -101,13 +102,14 @@ async fn paused(point: &str) -> i64 {
 
     let before = picture(&world).await;
     stale.thaw();
-    // It notices, starts over, and is of use again (L4).
-    if point.starts_with("done/release/after") || point.starts_with("-/claim") {
-        stale.says("session opened", 2).await;
-    } else {
+    // It notices, starts over, and is of use again (L4). With nothing in its hands, nobody had to wait for its TTL, and
+    // there may be nothing to notice.
+    if point == "done/release/after" {
+        stale.says("\"done\"", 1).await;
+    } else if point != "-/claim/before" {
         stale.says("starting over with a new session", 1).await;
+        stale.says("session opened", 2).await;
     }
-    stale.says("session opened", 2).await;
     let after = picture(&world).await;
     assert_eq!(before, after, "after a pause at {point}, the stale worker changed something; its log:\n{}", stale.text());
     let mut sql = world.sql().await;
@@ -136,11 +138,12 @@ async fn killed(point: &str) {
     world.done("churn", 2).await;
     let mut sql = world.sql().await;
     assert_eq!(sql.text("SELECT version::text FROM palisade.alias").await, "2", "killed at {point}");
-    // The takeover is on record, unless there was nothing left to take over.
+    // The takeover is on record, unless there was nothing to do any more, or nothing held yet.
+    let nothing_left = ["done/record_done/after", "done/release/before", "done/release/after"].contains(&point);
     let takeovers = sql.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover' AND resource LIKE 'deployment/%'").await;
-    assert!(takeovers == 1 || point.contains("release") || point.starts_with("-/claim/before"), "killed at {point}: {takeovers} takeovers");
+    assert!(takeovers > 0 || nothing_left || point == "-/claim/before", "no takeover after a kill at {point}");
     sql.close().await;
-    next.says("\"done\"", usize::from(!point.starts_with("done/release/after"))).await;
+    next.says("\"done\"", usize::from(!nothing_left)).await;
     let client = world.cluster.admin().await;
     let service = Api::<Service>::namespaced(client.clone(), &world.namespace).get("churn").await.expect("a Service");
     let target = world_revision(&world, 2);
