@@ -3,7 +3,13 @@
 //!
 //! A point's name is `STEP/CALL/before` or `STEP/CALL/after`; the step is the one that the task runs in, or `-`.
 //! - `PALISADE_POINTS=FILE` appends the name of each point that is reached, once.
+//! - `PALISADE_ACCOUNT=FILE` appends a line for each grant that this process is told of, and for each fenced write that it
+//!   sends, before and after: the caller's side of a history. See [`account`].
 //! - `PALISADE_STOP_AT=NAME` raises SIGSTOP when the point is reached for the first time; `PALISADE_KILL_AT`, SIGKILL.
+
+use std::fmt::Display;
+
+use crate::lease::Fence;
 
 tokio::task_local! {
     /// The step that the task is in.
@@ -31,6 +37,28 @@ pub fn before(call: &str) {
 #[inline]
 pub fn after(call: &str) {
     reach(call, "after");
+}
+
+/// What this process sends, or was told: `NANOSECONDS-SINCE-BOOT ⇥ WHAT ⇥ RESOURCE ⇥ TOKEN/SEQUENCE ⇥ CALL`.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn account(_what: impl Display, _resource: &str, _fence: Fence, _call: impl Display) {}
+
+/// What this process sends, or was told: `NANOSECONDS-SINCE-BOOT ⇥ WHAT ⇥ RESOURCE ⇥ TOKEN/SEQUENCE ⇥ CALL`. Each line is
+/// written by one call to the kernel before this returns, so that what was sent is told even if the process is killed.
+#[cfg(feature = "failpoints")]
+pub fn account(what: impl Display, resource: &str, fence: Fence, call: impl Display) {
+    use std::io::Write;
+    use std::sync::LazyLock;
+
+    static FILE: LazyLock<Option<std::fs::File>> = LazyLock::new(|| {
+        let path = std::env::var_os("PALISADE_ACCOUNT")?;
+        std::fs::OpenOptions::new().append(true).create(true).open(path).ok()
+    });
+    let Some(mut file) = FILE.as_ref() else { return };
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let line = format!("{}{:09}\t{what}\t{resource}\t{fence}\t{call}\n", now.tv_sec, now.tv_nsec);
+    let _ = file.write_all(line.as_bytes());
 }
 
 #[cfg(not(feature = "failpoints"))]

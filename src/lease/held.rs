@@ -1,5 +1,6 @@
 //! A lease that is held: the only way to write under a fence.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::keeper::Inner;
 use super::{Fence, MARGIN_DIVISOR, Token};
+use crate::failpoint;
 use crate::outcome::{Outcome, Rejection};
 use crate::plan::PlanMark;
 use crate::retry::Backoff;
@@ -171,7 +173,13 @@ impl Lease {
         let sequence = state.sequence;
         // Before the first poll of the call: if this future is dropped, the write is remembered as unsettled.
         state.unsettled = Some((sequence, write.clone()));
+        self.account("invoke", sequence, &write);
         let outcome = self.send(sequence, &write).await;
+        match &outcome {
+            Ok(Outcome::Rejected(rejection)) => self.account(format_args!("rejected:{}", rejection.reason), sequence, &write),
+            Ok(outcome) => self.account(outcome.word(), sequence, &write),
+            Err(_) => self.account("failed", sequence, &write),
+        }
         if !matches!(outcome, Ok(Outcome::Unknown(_))) {
             state.unsettled = None;
         }
@@ -180,6 +188,10 @@ impl Lease {
         self.holder.session.config.observer.wrote(write.name(), &outcome);
         self.told(&write, sequence, &outcome);
         Ok(outcome)
+    }
+
+    fn account(&self, what: impl Display, sequence: i64, write: &Write) {
+        failpoint::account(what, &self.holder.resource, self.fence(sequence), write.name());
     }
 
     fn told(&self, write: &Write, sequence: i64, outcome: &Outcome) {
@@ -229,7 +241,7 @@ impl Lease {
     /// When the database does not answer: call again, even after the lease is over.
     pub async fn settle(&self) -> Result<Settled, CallError> {
         let mut state = self.state.lock().await;
-        let Some((sequence, _)) = &state.unsettled else { return Ok(Settled::Nothing) };
+        let Some((sequence, write)) = &state.unsettled else { return Ok(Settled::Nothing) };
         let settled = match self.holder.session.store.abandon(&self.address(), *sequence).await? {
             OperationState::Applied(result) => Settled::Applied(result),
             OperationState::Never | OperationState::Rejected(_) => Settled::Never,
@@ -238,6 +250,7 @@ impl Lease {
                 return Err(CallError::NoAnswer("the ledger cannot say".into()));
             }
         };
+        self.account(if settled == Settled::Never { "settled:never" } else { "settled:applied" }, *sequence, write);
         tracing::info!(resource = self.holder.resource, fence = %self.fence(*sequence), ?settled, "settled");
         state.unsettled = None;
         Ok(settled)

@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use super::held::{Holder, Lease};
 use super::term::{Term, heartbeat_interval};
-use super::{MARGIN_DIVISOR, Token};
+use super::{Fence, MARGIN_DIVISOR, Token};
 use crate::clock::{Clock, Moment};
+use crate::failpoint;
 use crate::outcome::{Outcome, Reason, Rejection};
 use crate::retry::{Backoff, jitter};
 use crate::store::{CallError, Claimed, Held, Store};
@@ -260,6 +261,7 @@ impl Session {
             locked(&self.inner.leases).insert((resource.clone(), token), cancel.clone());
         }
         self.inner.config.observer.granted(takeover);
+        failpoint::account(if takeover { "takeover" } else { "granted" }, &resource, Fence { token, sequence: 0 }, "grant");
         tracing::info!(resource, %token, takeover, "lease granted");
         Ok(Lease::new(Holder { session: Arc::clone(&self.inner), resource, token, cancel }))
     }

@@ -196,12 +196,21 @@ impl Cluster {
         let fence = lease.next_fence().await?;
         let api = self.api::<K>(namespace);
         let (params, patch) = patch(change(fence), fence, uid.clone());
+        let account = |what: std::fmt::Arguments<'_>| {
+            let call = format_args!("{name_of_call} {} {namespace}/{name}", K::kind(&()));
+            failpoint::account(what, lease.resource(), fence, call);
+        };
+        account(format_args!("invoke"));
         let mut tries = Backoff::new(Duration::from_millis(50), Duration::from_secs(2), 8);
         let result = loop {
             let refusal = match self.call(lease, name_of_call, || api.patch(name, &params, &patch)).await? {
                 Ok(object) => break Ok(object),
                 Err(refusal) => refusal,
             };
+            match &refusal {
+                Silence::Api(status) => account(format_args!("answer:{}", status.code)),
+                Silence::None(_) => account(format_args!("silent")),
+            }
             match self.settle(lease, &api, name, fence).await? {
                 Settled::Applied(object) => break Ok(*object),
                 Settled::Newer => break Err(ClusterError::Lost),
@@ -216,6 +225,13 @@ impl Cluster {
                 }
             }
         };
+        let ended = match &result {
+            Ok(_) => "applied",
+            Err(ClusterError::Lost) => "rejected:stale",
+            Err(ClusterError::Unavailable(_)) => "unknown",
+            Err(ClusterError::Changed(_) | ClusterError::Refused { .. } | ClusterError::Lease(_)) => "failed",
+        };
+        account(format_args!("{ended}"));
         self.metrics.cluster_wrote(name_of_call, &outcome_of(&result));
         if matches!(result, Err(ClusterError::Lost)) {
             tracing::warn!(resource = lease.resource(), %fence, object = name, call = name_of_call, "rejected: the object carries a newer token");
