@@ -156,7 +156,7 @@ async fn a_call_gives_up_after_its_lock_timeout_whatever_the_caller_set() {
     let lease = conn.owner(A).await;
     conn.run(&format!("BEGIN; SELECT FROM palisade.lease WHERE resource = '{A}' FOR UPDATE")).await;
     let mut other = db.connect().await;
-    other.run("SET lock_timeout = 0; SET statement_timeout = 0").await;
+    other.run("SET lock_timeout = 0; SET statement_timeout = '15s'").await;
     let failure = other.try_call(&format!("set_alias({}, 'm', 'live', 1)", lease.fence(1))).await.expect_err("waits too long");
     assert_eq!(failure.code, "55P03");
     conn.run("COMMIT").await;
