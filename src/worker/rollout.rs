@@ -191,10 +191,13 @@ impl<'a> Rollout<'a> {
             Err(Halt::Failed { reason, message, retry_in }) => {
                 tracing::warn!(resource = self.lease.resource(), token = %self.lease.token(), reason, "rollout stopped: {message}");
                 self.settle().await?;
-                let failure = self.failure(reason, message, *retry_in);
-                // Unrecorded, it is due again at once: better told twice than not at all.
-                let _ = self.record(failure).await;
-                self.release(None).await?;
+                let again = match self.record(self.failure(reason, message, *retry_in)).await {
+                    Ok(_) => None,
+                    Err(halt @ (Halt::Turned | Halt::Lost)) => return Err(halt),
+                    // Unrecorded, it is due as before: not at once, or it would go round and round.
+                    Err(_) => Some(Duration::from_secs(1) + jitter(Duration::from_secs(4))),
+                };
+                self.release(again).await?;
             }
             Err(Halt::Lost | Halt::Turned) => {}
         }
