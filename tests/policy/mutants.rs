@@ -42,7 +42,10 @@ async fn install(cluster: &Cluster, mut policy: Value, mutant: &str) {
 async fn the_table_notices_when_any_validation_is_taken_out() {
     let cluster = Cluster::start().await;
     prepare(&cluster).await;
-    let cases = cases();
+    // Like cases lie side by side in the table. One of each kind first: most mutants are noticed within a few.
+    let mut cases: Vec<_> = cases().into_iter().enumerate().collect();
+    cases.sort_by_key(|(place, _)| place % 11);
+    let cases: Vec<_> = cases.into_iter().map(|(_, case)| case).collect();
     let mut survivors = Vec::new();
     let mut mutants = 0;
     for name in POLICIES {
