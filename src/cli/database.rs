@@ -37,7 +37,7 @@ impl Database {
     /// When the URL cannot be read.
     pub fn store(&self, application: &str) -> Result<Store, Error> {
         let config =
-            StoreConfig { connections: 2, timeout: std::time::Duration::from_secs(10), ..self.config(application) };
+            StoreConfig { connections: 2, timeout: std::time::Duration::from_secs(5), ..self.config(application) };
         // Nothing is sent yet: only the URL itself can be wrong.
         Store::new(&config).map_err(|e| Error::usage(e.to_string()))
     }

@@ -172,7 +172,15 @@ mod tests {
             ],
         };
         let fancy = draw(&story, Style { colour: false, unicode: true });
-        insta::assert_snapshot!(fancy, @"");
+        insta::assert_snapshot!(fancy, @r"
+        TIME                      FENCE    WHAT           WORKER    DETAIL
+        2026-01-02T03:04:05.678Z  7        grant          worker-a
+        2026-01-02T03:04:05.678Z  ├─ ✔ /1  set_alias      worker-a  alias=champion version=2
+        2026-01-02T03:04:05.678Z  └─ ✘ /2  set_alias      worker-a  rejected: stale; the newest token was 8
+        2026-01-02T03:04:05.678Z  8        takeover       worker-a
+                                  99       never granted
+        2026-01-02T03:04:05.678Z  └─ ✘ /1  set_alias      -         rejected: not_issued; the newest token was 8
+        ");
         let plain = draw(&story, Style { colour: false, unicode: false });
         assert!(plain.is_ascii(), "{plain}");
         assert!(plain.contains("`- no /2"), "{plain}");

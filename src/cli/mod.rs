@@ -42,7 +42,7 @@ pub use output::{Output, OutputArgs};
 /// 4 the outcome is unknown · 5 not found · 6 the database or the cluster is unavailable. Errors go to stderr with what
 /// to do next; with -o json as one JSON object.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "palisade", version, arg_required_else_help = true)]
+#[command(name = "palisade", bin_name = "palisade", version, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -82,7 +82,9 @@ impl Command {
     /// How the command was asked to print: errors follow it.
     fn output(&self) -> Output {
         match self {
-            Self::Migrate(_) | Self::Crd(_) | Self::Controller(_) | Self::Worker(_) | Self::DemoWorker(_) => Output::Table,
+            Self::Migrate(_) | Self::Crd(_) | Self::Controller(_) | Self::Worker(_) | Self::DemoWorker(_) => {
+                Output::Table
+            }
             Self::Model(args) => args.output(),
             Self::Lease(args) => args.output(),
             Self::History(args) => args.output(),
@@ -172,11 +174,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = telemetry::init(global.log_format, &global.log)
         .map_err(|e| Error::usage(e.to_string()))
         .and_then(|()| {
-            command
-                .runtime()
-                .enable_all()
-                .build()
-                .map_err(|e| Error::failed(format!("cannot start the runtime: {e}")))
+            command.runtime().enable_all().build().map_err(|e| Error::failed(format!("cannot start the runtime: {e}")))
         })
         .and_then(|runtime| runtime.block_on(command.run(Context::new())));
     match result {

@@ -149,7 +149,10 @@ mod tests {
             database: Some("A is silent: grants token 4294967298, which is newer".into()),
         };
         let text = draw(&moment, [Life::Paused, Life::Runs], Style { colour: false, unicode: false });
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r"
+            2.34s  :                             * takes over                  * A is silent: grants token
+                   :                             |                               4294967298, which is newer
+        ");
     }
 
     #[test]
