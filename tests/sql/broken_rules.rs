@@ -13,80 +13,245 @@ use crate::support::postgres::{BREAK, UNBREAKABLE, shared_server};
 /// Test (below `sql::`), and how its rule is broken: `function ==> from ==> to` or `sql ==> statement`.
 const BREAKS: &[(&str, &str)] = &[
     // Rule 1: the gate.
-    ("gate::a_stale_write_is_refused_by_each_fenced_function_before_the_successors_first_write", "enter ==> p_token < l.token ==> false"),
-    ("gate::a_takeover_that_commits_while_a_write_waits_at_the_gate_makes_it_stale", "enter ==> WHERE x.resource = p_resource FOR NO KEY UPDATE ==> WHERE x.resource = p_resource"),
+    (
+        "gate::a_stale_write_is_refused_by_each_fenced_function_before_the_successors_first_write",
+        "enter ==> p_token < l.token ==> false",
+    ),
+    (
+        "gate::a_takeover_that_commits_while_a_write_waits_at_the_gate_makes_it_stale",
+        "enter ==> WHERE x.resource = p_resource FOR NO KEY UPDATE ==> WHERE x.resource = p_resource",
+    ),
     ("gate::a_takeover_waits_for_a_write_that_has_passed_the_gate", "enter ==> FOR NO KEY UPDATE ==> FOR KEY SHARE"),
-    ("gate::a_takeover_waits_for_a_write_that_has_passed_the_gate", "enter ==> WHERE x.resource = p_resource FOR NO KEY UPDATE ==> WHERE x.resource = p_resource"),
+    (
+        "gate::a_takeover_waits_for_a_write_that_has_passed_the_gate",
+        "enter ==> WHERE x.resource = p_resource FOR NO KEY UPDATE ==> WHERE x.resource = p_resource",
+    ),
     ("gate::a_protected_row_refuses_a_token_older_than_its_own", "write_alias ==> p_token >= a.token ==> true"),
     ("gate::a_protected_row_refuses_a_token_older_than_its_own", "write_step ==> p_token >= d.token ==> true"),
     ("gate::a_protected_row_refuses_a_token_older_than_its_own", "put_plan ==> put_plan.token >= x.token ==> true"),
     // Rule 2.
-    ("gate::every_change_is_refused_unless_the_isolation_is_read_committed", "begin_call ==> <> 'read committed' ==> = 'none'"),
+    (
+        "gate::every_change_is_refused_unless_the_isolation_is_read_committed",
+        "begin_call ==> <> 'read committed' ==> = 'none'",
+    ),
     // Rule 3.
-    ("gate::a_forged_higher_token_is_refused_as_not_issued_and_locks_nobody_out", "enter ==> p_token > l.token ==> false"),
-    ("gate::another_sessions_key_is_refused_and_occupies_no_sequence", "enter ==> s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) ==> false"),
-    ("sequences::abandon_needs_the_key_that_the_token_was_granted_to", "may_ask ==> palisade.key_fits(v_session, p_key) ==> true"),
-    ("sessions::every_call_of_a_session_needs_its_key", "heartbeat ==> s.key_hash IS DISTINCT FROM palisade.key_hash(heartbeat.key) ==> false"),
-    ("sessions::every_call_of_a_session_needs_its_key", "close_session ==> s.key_hash IS DISTINCT FROM palisade.key_hash(close_session.key) ==> false"),
+    (
+        "gate::a_forged_higher_token_is_refused_as_not_issued_and_locks_nobody_out",
+        "enter ==> p_token > l.token ==> false",
+    ),
+    (
+        "gate::another_sessions_key_is_refused_and_occupies_no_sequence",
+        "enter ==> s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) ==> false",
+    ),
+    (
+        "sequences::abandon_needs_the_key_that_the_token_was_granted_to",
+        "may_ask ==> palisade.key_fits(v_session, p_key) ==> true",
+    ),
+    (
+        "sessions::every_call_of_a_session_needs_its_key",
+        "heartbeat ==> s.key_hash IS DISTINCT FROM palisade.key_hash(heartbeat.key) ==> false",
+    ),
+    (
+        "sessions::every_call_of_a_session_needs_its_key",
+        "close_session ==> s.key_hash IS DISTINCT FROM palisade.key_hash(close_session.key) ==> false",
+    ),
     ("sessions::every_call_of_a_session_needs_its_key", "held ==> s.key_hash = palisade.key_hash(held.key) ==> true"),
-    ("claims::claim_of_a_session_that_may_not_says_why_and_grants_nothing", "grant_locked ==> s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) ==> false"),
+    (
+        "claims::claim_of_a_session_that_may_not_says_why_and_grants_nothing",
+        "grant_locked ==> s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) ==> false",
+    ),
     // Rule 4.
-    ("gate::an_acquirer_that_waited_decides_by_the_clock_after_the_wait", "grant_locked ==> clock_timestamp() ==> now()"),
-    ("gate::a_short_lease_that_was_granted_behind_a_held_lock_does_not_come_back_expired", "grant_locked ==> clock_timestamp() ==> now()"),
+    (
+        "gate::an_acquirer_that_waited_decides_by_the_clock_after_the_wait",
+        "grant_locked ==> clock_timestamp() ==> now()",
+    ),
+    (
+        "gate::a_short_lease_that_was_granted_behind_a_held_lock_does_not_come_back_expired",
+        "grant_locked ==> clock_timestamp() ==> now()",
+    ),
     ("sessions::a_heartbeat_that_waited_beyond_the_expiry_is_refused", "heartbeat ==> clock_timestamp() ==> now()"),
     // Rule 5.
-    ("sessions::a_heartbeat_of_an_expired_session_is_refused_and_never_revives_it", "heartbeat ==> s.expires_at <= v_now ==> false"),
-    ("sessions::a_takeover_for_expiry_closes_the_dead_session_in_the_same_transaction", "grant_locked ==> WHERE g.taken AND NOT g.alive ==> WHERE false"),
-    ("sessions::a_heartbeat_that_was_first_wins_against_a_takeover_that_waited_for_it", "grant_locked ==> ORDER BY x.id FOR NO KEY UPDATE ==> ORDER BY x.id"),
-    ("sessions::a_takeover_for_no_progress_leaves_the_session_open_and_its_heartbeat_tells_the_loss", "grant_locked ==> WHERE g.taken AND NOT g.alive ==> WHERE g.taken"),
-    ("sessions::a_takeover_for_no_progress_leaves_the_session_open_and_its_heartbeat_tells_the_loss", "grant_locked ==> WHERE g.taken AND g.alive ==> WHERE false"),
+    (
+        "sessions::a_heartbeat_of_an_expired_session_is_refused_and_never_revives_it",
+        "heartbeat ==> s.expires_at <= v_now ==> false",
+    ),
+    (
+        "sessions::a_takeover_for_expiry_closes_the_dead_session_in_the_same_transaction",
+        "grant_locked ==> WHERE g.taken AND NOT g.alive ==> WHERE false",
+    ),
+    (
+        "sessions::a_heartbeat_that_was_first_wins_against_a_takeover_that_waited_for_it",
+        "grant_locked ==> ORDER BY x.id FOR NO KEY UPDATE ==> ORDER BY x.id",
+    ),
+    (
+        "sessions::a_takeover_for_no_progress_leaves_the_session_open_and_its_heartbeat_tells_the_loss",
+        "grant_locked ==> WHERE g.taken AND NOT g.alive ==> WHERE g.taken",
+    ),
+    (
+        "sessions::a_takeover_for_no_progress_leaves_the_session_open_and_its_heartbeat_tells_the_loss",
+        "grant_locked ==> WHERE g.taken AND g.alive ==> WHERE false",
+    ),
     // Rule 6.
-    ("sessions::every_grant_is_a_new_token_also_for_the_same_holder", "grant_locked ==> token = palisade.next_token(l.token, v_epoch) ==> token = greatest(l.token, v_epoch * 4294967296 + 1)"),
-    ("sessions::release_and_revoke_and_close_raise_the_token_so_that_a_running_statement_cannot_land_after_them", "retire_lease ==> token = l.token + 1, sequence = 0, session = NULL ==> sequence = 0"),
-    ("sessions::tokens_stay_below_two_to_the_53_and_a_used_up_counter_is_an_error", "next_token ==> >= 4294967294 ==> >= 4294967296"),
-    ("sessions::tokens_stay_below_two_to_the_53_and_a_used_up_counter_is_an_error", "sql ==> ALTER TABLE palisade.lease DROP CONSTRAINT lease_token_check"),
-    ("sessions::tokens_stay_below_two_to_the_53_and_a_used_up_counter_is_an_error", "sql ==> ALTER TABLE palisade.epoch DROP CONSTRAINT epoch_number_check"),
+    (
+        "sessions::every_grant_is_a_new_token_also_for_the_same_holder",
+        "grant_locked ==> token = palisade.next_token(l.token, v_epoch) ==> token = greatest(l.token, v_epoch * 4294967296 + 1)",
+    ),
+    (
+        "sessions::release_and_revoke_and_close_raise_the_token_so_that_a_running_statement_cannot_land_after_them",
+        "retire_lease ==> token = l.token + 1, sequence = 0, session = NULL ==> sequence = 0",
+    ),
+    (
+        "sessions::tokens_stay_below_two_to_the_53_and_a_used_up_counter_is_an_error",
+        "next_token ==> >= 4294967294 ==> >= 4294967296",
+    ),
+    (
+        "sessions::tokens_stay_below_two_to_the_53_and_a_used_up_counter_is_an_error",
+        "sql ==> ALTER TABLE palisade.lease DROP CONSTRAINT lease_token_check",
+    ),
+    (
+        "sessions::tokens_stay_below_two_to_the_53_and_a_used_up_counter_is_an_error",
+        "sql ==> ALTER TABLE palisade.epoch DROP CONSTRAINT epoch_number_check",
+    ),
     // Rules 7 and 8.
-    ("sequences::the_same_fence_again_is_replayed_with_the_first_answer_and_changes_nothing", "enter ==> p_sequence <= l.sequence ==> p_sequence < l.sequence"),
-    ("sequences::the_same_fence_with_other_arguments_is_an_error_and_changes_nothing", "replay ==> o.args_hash IS DISTINCT FROM p_args ==> false"),
-    ("sequences::the_same_fence_in_another_function_is_an_error", "replay ==> IF o.kind <> p_kind OR o.args_hash IS DISTINCT FROM p_args THEN ==> IF false THEN"),
-    ("sequences::an_earlier_write_that_is_still_on_its_way_is_superseded_by_a_later_one", "leave ==> SET sequence = p_sequence ==> SET sequence = l.sequence"),
-    ("sequences::the_same_fence_sent_at_once_on_eight_connections_is_applied_once", "enter ==> WHERE x.resource = p_resource FOR NO KEY UPDATE ==> WHERE x.resource = p_resource"),
-    ("sequences::abandon_closes_a_fence_so_that_its_write_is_never_applied", "close_fence ==> SET sequence = p_sequence ==> SET sequence = l.sequence"),
-    ("sequences::an_old_tokens_ledger_is_forgotten_after_clean_and_says_so", "clean ==> greatest(l.ledger_from, m.token + 1) ==> l.ledger_from"),
+    (
+        "sequences::the_same_fence_again_is_replayed_with_the_first_answer_and_changes_nothing",
+        "enter ==> p_sequence <= l.sequence ==> p_sequence < l.sequence",
+    ),
+    (
+        "sequences::the_same_fence_with_other_arguments_is_an_error_and_changes_nothing",
+        "replay ==> o.args_hash IS DISTINCT FROM p_args ==> false",
+    ),
+    (
+        "sequences::the_same_fence_in_another_function_is_an_error",
+        "replay ==> IF o.kind <> p_kind OR o.args_hash IS DISTINCT FROM p_args THEN ==> IF false THEN",
+    ),
+    (
+        "sequences::an_earlier_write_that_is_still_on_its_way_is_superseded_by_a_later_one",
+        "leave ==> SET sequence = p_sequence ==> SET sequence = l.sequence",
+    ),
+    (
+        "sequences::the_same_fence_sent_at_once_on_eight_connections_is_applied_once",
+        "enter ==> WHERE x.resource = p_resource FOR NO KEY UPDATE ==> WHERE x.resource = p_resource",
+    ),
+    (
+        "sequences::abandon_closes_a_fence_so_that_its_write_is_never_applied",
+        "close_fence ==> SET sequence = p_sequence ==> SET sequence = l.sequence",
+    ),
+    (
+        "sequences::an_old_tokens_ledger_is_forgotten_after_clean_and_says_so",
+        "clean ==> greatest(l.ledger_from, m.token + 1) ==> l.ledger_from",
+    ),
     ("sequences::the_current_tokens_ledger_is_kept_whole_however_old", "clean ==> o.token < l.token ==> true"),
-    ("sequences::clean_waits_for_nobody_and_leaves_what_is_locked_for_another_time", "clean ==> OF l SKIP LOCKED ==> OF l"),
-    ("lost_answers::when_a_late_request_was_abandoned_it_is_refused_on_arrival", "close_fence ==> SET sequence = p_sequence ==> SET sequence = l.sequence"),
-    ("lost_answers::when_the_answer_is_lost_the_same_fence_again_is_replayed_with_the_first_result", "replay ==> o.reason, p_current, o.result ==> o.reason, p_current, NULL"),
+    (
+        "sequences::clean_waits_for_nobody_and_leaves_what_is_locked_for_another_time",
+        "clean ==> OF l SKIP LOCKED ==> OF l",
+    ),
+    (
+        "lost_answers::when_a_late_request_was_abandoned_it_is_refused_on_arrival",
+        "close_fence ==> SET sequence = p_sequence ==> SET sequence = l.sequence",
+    ),
+    (
+        "lost_answers::when_the_answer_is_lost_the_same_fence_again_is_replayed_with_the_first_result",
+        "replay ==> o.reason, p_current, o.result ==> o.reason, p_current, NULL",
+    ),
     // Rule 9.
-    ("locks::a_takeover_and_the_former_owners_close_session_do_not_deadlock", "close_session ==> WHERE x.id = close_session.id; ==> WHERE x.id = close_session.id FOR NO KEY UPDATE;"),
-    ("locks::guards_moved_both_ways_at_once_do_not_deadlock", "move_guard ==> ORDER BY l.resource FOR NO KEY UPDATE ==> ORDER BY l.resource"),
+    (
+        "locks::a_takeover_and_the_former_owners_close_session_do_not_deadlock",
+        "close_session ==> WHERE x.id = close_session.id; ==> WHERE x.id = close_session.id FOR NO KEY UPDATE;",
+    ),
+    (
+        "locks::guards_moved_both_ways_at_once_do_not_deadlock",
+        "move_guard ==> ORDER BY l.resource FOR NO KEY UPDATE ==> ORDER BY l.resource",
+    ),
     ("claims::claim_takes_only_what_is_due_and_not_held_and_not_locked", "claim ==> OF l SKIP LOCKED ==> OF l"),
-    ("claims::claim_takes_only_what_is_due_and_not_held_and_not_locked", "claim ==> q.due_at <= v_now ==> true\nclaim ==> AND q.due_at <= clock_timestamp() ==> "),
-    ("claims::claim_takes_the_oldest_due_work_first_and_no_more_than_its_limit", "claim ==> array_agg(c.resource ORDER BY c.due_at) ==> array_agg(c.resource ORDER BY c.due_at DESC)"),
+    (
+        "claims::claim_takes_only_what_is_due_and_not_held_and_not_locked",
+        "claim ==> q.due_at <= v_now ==> true\nclaim ==> AND q.due_at <= clock_timestamp() ==> ",
+    ),
+    (
+        "claims::claim_takes_the_oldest_due_work_first_and_no_more_than_its_limit",
+        "claim ==> array_agg(c.resource ORDER BY c.due_at) ==> array_agg(c.resource ORDER BY c.due_at DESC)",
+    ),
     // Rules 11 to 13.
-    ("epochs::the_callers_asynchronous_commit_is_overridden_in_every_changing_function", "begin_call ==> IN ('off', 'local') ==> IN ('none')"),
-    ("sequences::every_refusal_is_a_row_that_says_which_fence_and_why", "refuse ==> p_current, clock_timestamp()); ==> p_current, clock_timestamp()); DELETE FROM palisade.refusal;"),
-    ("sequences::check_lease_raises_an_sqlstate_of_its_own_and_passes_for_the_owner", "check_lease ==> IF a.outcome IS NOT NULL THEN ==> IF false THEN"),
-    ("catalogue::every_function_of_the_api_runs_as_the_owner_with_a_fixed_search_path_and_lock_timeout", "sql ==> ALTER FUNCTION palisade.acquire RESET lock_timeout"),
-    ("catalogue::every_function_of_the_api_runs_as_the_owner_with_a_fixed_search_path_and_lock_timeout", "sql ==> ALTER FUNCTION palisade.held SET search_path = palisade, pg_catalog"),
-    ("catalogue::every_function_of_the_api_runs_as_the_owner_with_a_fixed_search_path_and_lock_timeout", "sql ==> ALTER FUNCTION palisade.release SECURITY INVOKER"),
-    ("catalogue::no_function_or_table_is_open_to_everybody", "sql ==> GRANT EXECUTE ON FUNCTION palisade.retire_lease TO PUBLIC"),
-    ("roles::each_role_can_do_what_it_was_granted_and_nothing_else", "sql ==> GRANT UPDATE ON palisade.lease TO palisade_worker"),
-    ("roles::each_role_can_do_what_it_was_granted_and_nothing_else", "sql ==> GRANT palisade_owner TO worker_login"),
-    ("roles::temporary_tables_of_the_same_names_deceive_nobody", "enter ==> FROM palisade.lease AS x ==> FROM pg_temp.lease AS x"),
+    (
+        "epochs::the_callers_asynchronous_commit_is_overridden_in_every_changing_function",
+        "begin_call ==> IN ('off', 'local') ==> IN ('none')",
+    ),
+    (
+        "sequences::every_refusal_is_a_row_that_says_which_fence_and_why",
+        "refuse ==> p_current, clock_timestamp()); ==> p_current, clock_timestamp()); DELETE FROM palisade.refusal;",
+    ),
+    (
+        "sequences::check_lease_raises_an_sqlstate_of_its_own_and_passes_for_the_owner",
+        "check_lease ==> IF a.outcome IS NOT NULL THEN ==> IF false THEN",
+    ),
+    (
+        "catalogue::every_function_of_the_api_runs_as_the_owner_with_a_fixed_search_path_and_lock_timeout",
+        "sql ==> ALTER FUNCTION palisade.acquire RESET lock_timeout",
+    ),
+    (
+        "catalogue::every_function_of_the_api_runs_as_the_owner_with_a_fixed_search_path_and_lock_timeout",
+        "sql ==> ALTER FUNCTION palisade.held SET search_path = palisade, pg_catalog",
+    ),
+    (
+        "catalogue::every_function_of_the_api_runs_as_the_owner_with_a_fixed_search_path_and_lock_timeout",
+        "sql ==> ALTER FUNCTION palisade.release SECURITY INVOKER",
+    ),
+    (
+        "catalogue::no_function_or_table_is_open_to_everybody",
+        "sql ==> GRANT EXECUTE ON FUNCTION palisade.retire_lease TO PUBLIC",
+    ),
+    (
+        "roles::each_role_can_do_what_it_was_granted_and_nothing_else",
+        "sql ==> GRANT UPDATE ON palisade.lease TO palisade_worker",
+    ),
+    (
+        "roles::each_role_can_do_what_it_was_granted_and_nothing_else",
+        "sql ==> GRANT CREATE ON SCHEMA palisade TO palisade_worker",
+    ),
+    (
+        "roles::temporary_tables_of_the_same_names_deceive_nobody",
+        "enter ==> FROM palisade.lease AS x ==> FROM pg_temp.lease AS x",
+    ),
     // Rule 14.
-    ("locks::a_call_gives_up_after_its_lock_timeout_whatever_the_caller_set", "sql ==> ALTER FUNCTION palisade.set_alias RESET lock_timeout"),
-    ("locks::a_client_that_idles_in_a_transaction_with_a_lease_locked_is_ended_so_that_the_takeover_goes_on", "end_blockers ==> 'idle in transaction%' ==> 'never%'"),
+    (
+        "locks::a_call_gives_up_after_its_lock_timeout_whatever_the_caller_set",
+        "sql ==> ALTER FUNCTION palisade.set_alias RESET lock_timeout",
+    ),
+    (
+        "locks::a_client_that_idles_in_a_transaction_with_a_lease_locked_is_ended_so_that_the_takeover_goes_on",
+        "end_blockers ==> 'idle in transaction%' ==> 'never%'",
+    ),
     // Rule 15.
-    ("sessions::heartbeats_are_heap_only_updates_and_the_session_has_no_index_but_its_key", "sql ==> CREATE INDEX ON palisade.session (expires_at)"),
-    ("sessions::a_session_that_expires_later_than_its_ttl_allows_is_clamped_when_an_acquirer_sees_it", "grant_locked ==> x.expires_at > v_now + x.ttl ==> false"),
+    (
+        "sessions::heartbeats_are_heap_only_updates_and_the_session_has_no_index_but_its_key",
+        "sql ==> CREATE INDEX ON palisade.session (expires_at)",
+    ),
+    (
+        "sessions::a_session_that_expires_later_than_its_ttl_allows_is_clamped_when_an_acquirer_sees_it",
+        "grant_locked ==> x.expires_at > v_now + x.ttl ==> false",
+    ),
     // Rule 17 and the registry.
-    ("registry::a_guarded_alias_changes_only_under_its_guards_lease", "write_alias ==> x.guard IS NOT NULL AND x.guard IS DISTINCT FROM p_guard ==> false"),
-    ("registry::a_version_number_is_never_used_again", "register_version ==> SET next_version = m.next_version + 1 ==> SET next_version = (SELECT coalesce(max(v.version), 0) + 2 FROM palisade.model_version AS v)"),
-    ("registry::a_plan_is_ordered_by_generation_within_the_objects_uid", "put_plan ==> put_plan.generation < n.generation ==> false"),
-    ("registry::work_that_was_planned_while_the_former_work_ended_stays_queued", "record_done ==> AND (n.uid, n.rollout) = (record_done.uid, record_done.rollout) ==> "),
-    ("registry::a_plain_clients_request_is_applied_at_most_once", "begin_request ==> IF q.id IS NULL THEN ==> IF true THEN"),
+    (
+        "registry::a_guarded_alias_changes_only_under_its_guards_lease",
+        "write_alias ==> x.guard IS NOT NULL AND x.guard IS DISTINCT FROM p_guard ==> false",
+    ),
+    (
+        "registry::a_version_number_is_never_used_again",
+        "register_version ==> SET next_version = m.next_version + 1 ==> SET next_version = (SELECT coalesce(max(v.version), 0) + 2 FROM palisade.model_version AS v)",
+    ),
+    (
+        "registry::a_plan_is_ordered_by_generation_within_the_objects_uid",
+        "put_plan ==> put_plan.generation < n.generation ==> false",
+    ),
+    (
+        "registry::work_that_was_planned_while_the_former_work_ended_stays_queued",
+        "record_done ==> AND (n.uid, n.rollout) = (record_done.uid, record_done.rollout) ==> ",
+    ),
+    (
+        "registry::a_plain_clients_request_is_applied_at_most_once",
+        "begin_request ==> IF q.id IS NULL THEN ==> IF true THEN",
+    ),
 ];
 
 #[tokio::test]
@@ -115,7 +280,9 @@ async fn each_rule_when_it_is_broken_is_noticed_by_its_test() {
             let said = String::from_utf8_lossy(&out.stdout).into_owned();
             match out.status.code() {
                 Some(101) if said.contains("1 failed") => None,
-                Some(UNBREAKABLE) => Some(format!("{test}: {rule:?} does not fit the SQL: {}", String::from_utf8_lossy(&out.stderr))),
+                Some(UNBREAKABLE) => {
+                    Some(format!("{test}: {rule:?} does not fit the SQL: {}", String::from_utf8_lossy(&out.stderr)))
+                }
                 Some(0) if said.contains("0 passed") => Some(format!("{test}: there is no such test")),
                 Some(0) => Some(format!("{test}: passes, though it was broken: {rule:?}")),
                 _ => Some(format!("{test}: {rule:?}: {}\n{said}{}", out.status, String::from_utf8_lossy(&out.stderr))),

@@ -49,8 +49,14 @@ async fn no_function_or_table_is_open_to_everybody() {
         .await;
     assert!(open.is_empty(), "{open:?}");
     // What a later migration adds is closed as well, until somebody opens it.
-    conn.run("SET ROLE palisade_owner; CREATE FUNCTION palisade.later() RETURNS int LANGUAGE sql AS 'SELECT 1'; RESET ROLE").await;
-    assert_eq!(conn.text("SELECT has_function_privilege('worker_login', 'palisade.later()', 'EXECUTE')").await, "false");
+    conn.run(
+        "SET ROLE palisade_owner; CREATE FUNCTION palisade.later() RETURNS int LANGUAGE sql AS 'SELECT 1'; RESET ROLE",
+    )
+    .await;
+    assert_eq!(
+        conn.text("SELECT has_function_privilege('worker_login', 'palisade.later()', 'EXECUTE')").await,
+        "false"
+    );
 }
 
 #[tokio::test]
@@ -63,7 +69,10 @@ async fn the_group_roles_cannot_log_in_and_have_no_power_of_their_own() {
              AND NOT (rolcanlogin OR rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls) ORDER BY rolname",
         )
         .await;
-    assert_eq!(rows, ["palisade_controller", "palisade_owner", "palisade_reader", "palisade_registry", "palisade_worker"]);
+    assert_eq!(
+        rows,
+        ["palisade_controller", "palisade_owner", "palisade_reader", "palisade_registry", "palisade_worker"]
+    );
     let owners = conn
         .list("SELECT rolname::text FROM pg_roles WHERE pg_has_role(rolname, 'palisade_owner', 'MEMBER') AND NOT rolsuper AND rolname <> 'palisade_owner'")
         .await;
@@ -147,7 +156,16 @@ async fn the_page_of_the_sql_api_lists_every_reason_outcome_and_sqlstate_of_the_
         for line in source.lines() {
             let line = line.split("--").next().unwrap_or_default();
             let quoted: Vec<&str> = line.split('\'').skip(1).step_by(2).collect();
-            let told = ["'rejected'", "palisade.refuse(", "v_reason :=", "RETURN '", "THEN '", "ELSE '", "palisade.leave(", "palisade.end_request("];
+            let told = [
+                "'rejected'",
+                "palisade.refuse(",
+                "v_reason :=",
+                "RETURN '",
+                "THEN '",
+                "ELSE '",
+                "palisade.leave(",
+                "palisade.end_request(",
+            ];
             if told.iter().any(|mark| line.contains(mark)) {
                 found.extend(quoted.iter().filter(|word| is_word(word)).map(|word| (*word).to_owned()));
             }
@@ -166,7 +184,21 @@ async fn the_page_of_the_sql_api_lists_every_reason_outcome_and_sqlstate_of_the_
     assert!(missing.is_empty(), "docs/sql-api.md lacks {missing:?}");
 }
 
-const NO_REASONS: &[&str] = &["takeover", "grant", "infinity", "no progress", "plan", "version", "model", "alias", "generation", "number", "incarnation", "done", "removed"];
+const NO_REASONS: &[&str] = &[
+    "takeover",
+    "grant",
+    "infinity",
+    "no progress",
+    "plan",
+    "version",
+    "model",
+    "alias",
+    "generation",
+    "number",
+    "incarnation",
+    "done",
+    "removed",
+];
 
 fn is_word(text: &str) -> bool {
     text.len() > 2 && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
@@ -179,7 +211,8 @@ async fn the_page_of_the_sql_api_lists_no_reason_that_the_sql_does_not_know() {
     let mut conn = db.connect().await;
     let page = std::fs::read_to_string(root().join("docs/sql-api.md")).expect("docs/sql-api.md");
     let table = page.split("## Reasons").nth(1).expect("a section").split("\n## ").next().expect("its text");
-    let source = conn.text("SELECT string_agg(prosrc, '') FROM pg_proc WHERE pronamespace = 'palisade'::regnamespace").await;
+    let source =
+        conn.text("SELECT string_agg(prosrc, '') FROM pg_proc WHERE pronamespace = 'palisade'::regnamespace").await;
     for line in table.lines().filter(|line| line.starts_with("| `")) {
         let reason = line.split('`').nth(1).expect("code");
         assert!(source.contains(&format!("'{reason}'")), "the SQL never answers {reason}");

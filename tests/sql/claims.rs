@@ -45,7 +45,8 @@ async fn claim_takes_only_what_is_due_and_not_held_and_not_locked() {
     let db = Db::new().await;
     let mut conn = db.connect().await;
     plans(&mut conn, 4).await;
-    conn.run("UPDATE palisade.queue SET due_at = clock_timestamp() + interval '1 hour' WHERE resource LIKE '%01'").await;
+    conn.run("UPDATE palisade.queue SET due_at = clock_timestamp() + interval '1 hour' WHERE resource LIKE '%01'")
+        .await;
     conn.owner("deployment/ns/02").await;
     conn.run("BEGIN; SELECT FROM palisade.lease WHERE resource = 'deployment/ns/03' FOR UPDATE").await;
     let mut other = db.connect().await;
@@ -73,7 +74,8 @@ async fn claim_answers_token_plan_and_deployment_in_one_round_trip() {
     assert_eq!((&row["plan"]["uid"], &row["plan"]["rollout"]), (&UID.into(), &1.into()));
     assert_eq!(row["deployment"]["step"], "seal");
     assert_eq!((&row["takeover"], &row["refused"]), (&false.into(), &serde_json::Value::Null));
-    let deadline = direct.text("SELECT deadline > clock_timestamp() + interval '9 minutes' FROM palisade.progress").await;
+    let deadline =
+        direct.text("SELECT deadline > clock_timestamp() + interval '9 minutes' FROM palisade.progress").await;
     assert_eq!(deadline, "true", "the plan's own progress span");
 }
 

@@ -75,7 +75,9 @@ async fn after_a_backends_crash_nothing_is_granted_or_written_until_the_next_epo
         }
     };
     // It may still have been the old incarnation that let us in.
-    while conn.try_run("SELECT palisade.epoch_status()").await.is_err() || conn.text("SELECT established FROM palisade.epoch_status()").await == "true" {
+    while conn.try_run("SELECT palisade.epoch_status()").await.is_err()
+        || conn.text("SELECT established FROM palisade.epoch_status()").await == "true"
+    {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         use sqlx::Connection;
         if let Ok(again) = sqlx::postgres::PgConnection::connect(&url).await {
@@ -106,7 +108,8 @@ async fn a_crash_right_after_the_answer_loses_no_grant_and_no_write_even_if_the_
         conn.call(&format!("set_alias({}, 'm', 'live', 1)", lease.fence(1))).await.is("applied");
         let heartbeat = conn.call(&format!("heartbeat({})", lease.session.args())).await;
         heartbeat.is("applied");
-        let expires = conn.text(&format!("SELECT expires_at FROM palisade.session WHERE id = '{}'", lease.session.id)).await;
+        let expires =
+            conn.text(&format!("SELECT expires_at FROM palisade.session WHERE id = '{}'", lease.session.id)).await;
         // What nobody was promised shows that the crash does lose things: its commit is asynchronous.
         conn.run("SET synchronous_commit = 'off'; CREATE TABLE IF NOT EXISTS public.lost (mode text)").await;
         conn.run(&format!("INSERT INTO public.lost VALUES ('{mode}')")).await;
@@ -118,7 +121,8 @@ async fn a_crash_right_after_the_answer_loses_no_grant_and_no_write_even_if_the_
         assert_eq!(found, lease.token, "the grant was durable with synchronous_commit = {mode}");
         let ledger = format!("SELECT count(*) FROM palisade.operation WHERE token = {}", lease.token);
         assert_eq!(conn.number(&ledger).await, 1, "and so was the write");
-        let kept = conn.text(&format!("SELECT expires_at FROM palisade.session WHERE id = '{}'", lease.session.id)).await;
+        let kept =
+            conn.text(&format!("SELECT expires_at FROM palisade.session WHERE id = '{}'", lease.session.id)).await;
         assert_eq!(kept, expires, "and the heartbeat: a lease does not end before its holder was told");
         assert!(conn.try_text("SELECT count(*) FROM public.lost").await.is_err(), "the fault did strike: {mode}");
         number += 1;
@@ -155,7 +159,11 @@ async fn the_promotion_of_a_lagging_standby_gives_out_no_token_twice() {
     old.try_call(&format!("acquire({}, '{A}')", first.session.args())).await.expect_err("a standby decides nothing");
     admin.run("SELECT pg_promote(true, 60)").await;
     admin.wait_until("SELECT NOT pg_is_in_recovery()").await;
-    assert_eq!(old.number(&format!("SELECT token FROM palisade.lease WHERE resource = '{A}'")).await, first.token, "it lags");
+    assert_eq!(
+        old.number(&format!("SELECT token FROM palisade.lease WHERE resource = '{A}'")).await,
+        first.token,
+        "it lags"
+    );
     // The connection outlived the promotion, and must not take the former epoch for granted either.
     old.call(&format!("set_alias({}, 'm', 'live', 2)", first.fence(1))).await.is("rejected: epoch_not_established");
     assert_eq!(old.text("SELECT timeline > established_timeline FROM palisade.epoch_status()").await, "true");
@@ -174,7 +182,9 @@ async fn without_an_epoch_nothing_is_granted() {
     let db = Db::without_epoch().await;
     let mut conn = db.connect().await;
     let session = Session::fresh();
-    conn.call(&format!("open_session({}, 'w', '1 minute')", session.args())).await.is("rejected: epoch_not_established");
+    conn.call(&format!("open_session({}, 'w', '1 minute')", session.args()))
+        .await
+        .is("rejected: epoch_not_established");
     assert_eq!(conn.text("SELECT (established, number IS NULL) FROM palisade.epoch_status()").await, "(f,t)");
     conn.establish(1).await;
     conn.call(&format!("open_session({}, 'w', '1 minute')", session.args())).await.is("applied");

@@ -13,10 +13,10 @@ async fn baselines(conn: &mut Conn) -> Vec<(String, Vec<String>)> {
     let json = |value: &str| format!("'{value}'::jsonb");
     let uuid = |value: &str| format!("'{value}'::uuid");
     let span = |value: &str| format!("'{value}'::interval");
-    let fence = |l: &crate::support::postgres::Lease| {
-        vec![text(&l.resource), number(l.token), number(1), text(&l.session.key)]
-    };
-    let unnumbered = |l: &crate::support::postgres::Lease| vec![text(&l.resource), number(l.token), text(&l.session.key)];
+    let fence =
+        |l: &crate::support::postgres::Lease| vec![text(&l.resource), number(l.token), number(1), text(&l.session.key)];
+    let unnumbered =
+        |l: &crate::support::postgres::Lease| vec![text(&l.resource), number(l.token), text(&l.session.key)];
     let session = vec![uuid(&lease.session.id.to_string()), text(&lease.session.key)];
     let with = |head: &[String], tail: &[String]| [head, tail].concat();
     let request = uuid("00000000-0000-4000-8000-0000000000bb");
@@ -61,7 +61,10 @@ async fn baselines(conn: &mut Conn) -> Vec<(String, Vec<String>)> {
         ("drop_plan", with(&fence(&controller), &[text(A), uuid(UID)])),
         ("next_revision", with(&unnumbered(&controller), &[text(A), number(0)])),
         ("register_model", vec![text("n"), text(""), json("{}"), request.clone()]),
-        ("register_version", vec![text("m"), text("s"), text(&format!("sha256:{}", "0".repeat(64))), json("{}"), request.clone()]),
+        (
+            "register_version",
+            vec![text("m"), text("s"), text(&format!("sha256:{}", "0".repeat(64))), json("{}"), request.clone()],
+        ),
         ("put_alias", vec![text("m"), text("plain"), number(1), request]),
         ("version_show", vec![text("m"), number(1)]),
         ("plan_show", vec![text(A)]),
@@ -81,12 +84,30 @@ fn hostile(argument: &str) -> Vec<String> {
     let kind = argument.rsplit("::").next().unwrap_or_default();
     let values: &[&str] = match kind {
         "text" => &[
-            "''", "' '", "E'a\\nb'", "E'\\x01\\x7f'", "repeat('x', 1000000)", "repeat(U&'\\+01F600', 600)", "E'\\'; DROP TABLE palisade.lease; --'",
-            "U&'\\202Eevil'", "'../../etc/passwd'", "'%s%n$1{}'", "'deployment/../x'", "'\"palisade\".\"lease\"'", "'null'",
+            "''",
+            "' '",
+            "E'a\\nb'",
+            "E'\\x01\\x7f'",
+            "repeat('x', 1000000)",
+            "repeat(U&'\\+01F600', 600)",
+            "E'\\'; DROP TABLE palisade.lease; --'",
+            "U&'\\202Eevil'",
+            "'../../etc/passwd'",
+            "'%s%n$1{}'",
+            "'deployment/../x'",
+            "'\"palisade\".\"lease\"'",
+            "'null'",
         ],
         "bigint" => &["0", "-1", "9223372036854775807", "(-9223372036854775808)", "9007199254740992"],
         "integer" => &["0", "-1", "2147483647"],
-        "jsonb" => &["'null'", "'[]'", "'\"x\"'", "'1e400'", "'{\"a\": {\"b\": null}}'", "jsonb_build_object('a', repeat('x', 2000000))"],
+        "jsonb" => &[
+            "'null'",
+            "'[]'",
+            "'\"x\"'",
+            "'1e400'",
+            "'{\"a\": {\"b\": null}}'",
+            "jsonb_build_object('a', repeat('x', 2000000))",
+        ],
         "uuid" => &["'00000000-0000-0000-0000-000000000000'", "'ffffffff-ffff-ffff-ffff-ffffffffffff'"],
         "interval" => &["'0'", "'-1 day'", "'1 microsecond'", "'170000000 years'", "'1 month -1 day'"],
         "boolean" => &["true"],
@@ -145,7 +166,9 @@ async fn a_hostile_argument_of_any_function_is_a_clear_error_or_a_refusal_that_c
                 let shown: String = call.chars().take(300).collect();
                 match outcome {
                     // The caller's mistake by our own codes, or by the types'. PS006 would be a mistake of ours.
-                    Err(failure) if failure.code.starts_with("22") || (failure.code.starts_with("PS00") && failure.code != "PS006") => {}
+                    Err(failure)
+                        if failure.code.starts_with("22")
+                            || (failure.code.starts_with("PS00") && failure.code != "PS006") => {}
                     Err(failure) => problems.push(format!("{shown}: {failure:?}")),
                     Ok(outcome) if outcome == "rejected" => {
                         refused += 1;
@@ -191,7 +214,11 @@ async fn names_that_look_like_sql_are_only_names() {
     let mut conn = db.connect().await;
     furnish(&mut conn).await;
     let session = conn.session("1 minute").await;
-    for (n, name) in ["'; DROP TABLE palisade.lease; --", "a\" b", "%s $1 \\", "ünïcödé/模型", "$$ $body$", "NULL", "-1"].into_iter().enumerate() {
+    for (n, name) in
+        ["'; DROP TABLE palisade.lease; --", "a\" b", "%s $1 \\", "ünïcödé/模型", "$$ $body$", "NULL", "-1"]
+            .into_iter()
+            .enumerate()
+    {
         let lease = conn.acquire(&session, name).await;
         conn.call(&format!("set_alias({}, 'm', 'of-{n}', 1)", lease.fence(1))).await.is("applied");
         let guard = conn.text("SELECT guard FROM palisade.alias ORDER BY updated_at DESC LIMIT 1").await;
@@ -224,6 +251,9 @@ async fn the_longest_names_that_are_allowed_work_everywhere() {
     conn.call(&format!("revoke({}, 'drill')", quote(&name))).await.is("applied");
     conn.call(&format!("set_alias({}, 'm', '{alias}', 2)", lease.fence(2))).await.is("rejected: stale");
     conn.call(&format!("register_model('{}', '', '{{}}', gen_random_uuid())", "m".repeat(253))).await.is("applied");
-    let failure = conn.try_call(&format!("acquire({}, {})", lease.session.args(), quote(&"x".repeat(513)))).await.expect_err("too long");
+    let failure = conn
+        .try_call(&format!("acquire({}, {})", lease.session.args(), quote(&"x".repeat(513))))
+        .await
+        .expect_err("too long");
     assert_eq!(failure.code, "PS004");
 }

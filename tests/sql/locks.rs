@@ -37,7 +37,10 @@ async fn a_storm_of_grants_writes_and_closings_has_no_deadlock() {
     let applied = admin.number("SELECT count(*) FROM palisade.operation WHERE outcome = 'applied'").await;
     let takeovers = admin.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover'").await;
     let refused = admin.number("SELECT count(*) FROM palisade.refusal").await;
-    assert!(applied > 50 && takeovers > 5 && refused > 5, "it was a storm: {applied} applied, {takeovers} takeovers, {refused} refused");
+    assert!(
+        applied > 50 && takeovers > 5 && refused > 5,
+        "it was a storm: {applied} applied, {takeovers} takeovers, {refused} refused"
+    );
     let stats = admin.number("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").await;
     assert_eq!(stats, 0);
 }
@@ -86,7 +89,10 @@ async fn round(conn: &mut Conn, random: &mut impl FnMut(u64) -> u64) -> i64 {
             4 => format!("revoke('{resource}', 'storm')"),
             5 => format!("heartbeat({})", session.args()),
             6 => format!("release({fence}, '1 millisecond')"),
-            _ => format!("record_failure({fence}, '{}', 1, 's', '{{}}', 'R', 'm', '1 millisecond')", super::scenarios::UID),
+            _ => format!(
+                "record_failure({fence}, '{}', 1, 's', '{{}}', 'R', 'm', '1 millisecond')",
+                super::scenarios::UID
+            ),
         };
         conn.call(&call).await;
     }
@@ -132,7 +138,10 @@ async fn guards_moved_both_ways_at_once_do_not_deadlock() {
         for (from, to, at) in [(&a, &b, 2 * sequence), (&b, &a, 2 * sequence + 1)] {
             let call = format!(
                 "move_guard({}, '{}', {}, {at}, '{}', 'm', 'guarded')",
-                from.fence(at), to.resource, to.token, to.session.key
+                from.fence(at),
+                to.resource,
+                to.token,
+                to.session.key
             );
             calls.push(Running::call(db.connect().await, call).await);
         }
@@ -157,7 +166,8 @@ async fn a_call_gives_up_after_its_lock_timeout_whatever_the_caller_set() {
     conn.run(&format!("BEGIN; SELECT FROM palisade.lease WHERE resource = '{A}' FOR UPDATE")).await;
     let mut other = db.connect().await;
     other.run("SET lock_timeout = 0; SET statement_timeout = '15s'").await;
-    let failure = other.try_call(&format!("set_alias({}, 'm', 'live', 1)", lease.fence(1))).await.expect_err("waits too long");
+    let failure =
+        other.try_call(&format!("set_alias({}, 'm', 'live', 1)", lease.fence(1))).await.expect_err("waits too long");
     assert_eq!(failure.code, "55P03");
     conn.run("COMMIT").await;
     other.call(&format!("set_alias({}, 'm', 'live', 1)", lease.fence(1))).await.is("applied");
@@ -191,7 +201,11 @@ async fn a_client_that_idles_in_a_transaction_with_a_lease_locked_is_ended_so_th
     conn.wait_blocked(grant.pid).await;
     assert_eq!(controller.number("SELECT palisade.end_blockers('1 second')").await, 1);
     grant.answer().await.is("applied");
-    assert_eq!(conn.number("SELECT version FROM palisade.alias WHERE alias = 'live'").await, 3, "its write went with it");
+    assert_eq!(
+        conn.number("SELECT version FROM palisade.alias WHERE alias = 'live'").await,
+        3,
+        "its write went with it"
+    );
     paused.try_run("COMMIT").await.expect_err("the connection is gone");
     harmless.run("COMMIT").await;
 }

@@ -53,8 +53,18 @@ async fn when_the_answer_is_lost_the_same_fence_again_is_replayed_with_the_first
         assert_eq!(stage.status("operation_status", &world).await, "applied", "{}", scenario.function);
         let again = stage.direct.call(&call).await;
         again.is("replayed");
-        let first = stage.direct.text("SELECT coalesce(result, 'null') FROM palisade.operation WHERE sequence = 1 ORDER BY resource LIMIT 1").await;
-        assert_eq!(again.result().to_string().parse::<serde_json::Value>().ok(), serde_json::from_str(&first).ok(), "{}", scenario.function);
+        let first = stage
+            .direct
+            .text(
+                "SELECT coalesce(result, 'null') FROM palisade.operation WHERE sequence = 1 ORDER BY resource LIMIT 1",
+            )
+            .await;
+        assert_eq!(
+            again.result().to_string().parse::<serde_json::Value>().ok(),
+            serde_json::from_str(&first).ok(),
+            "{}",
+            scenario.function
+        );
         assert_eq!(stage.direct.text(scenario.effect).await, after, "{}", scenario.function);
         assert_eq!(stage.status("abandon", &world).await, "applied", "{}: too late to abandon", scenario.function);
     }

@@ -16,7 +16,14 @@ async fn empty(name: &str) -> (String, Conn) {
 /// The schema as text, without what differs between versions of pg_dump.
 fn dump(url: &str) -> String {
     let text = run_program(&[
-        "pg_dump", "--schema-only", "--no-comments", "--schema", "palisade", "--exclude-table", "palisade.migration", url,
+        "pg_dump",
+        "--schema-only",
+        "--no-comments",
+        "--schema",
+        "palisade",
+        "--exclude-table",
+        "palisade.migration",
+        url,
     ]);
     let mut out = String::new();
     for line in text.lines() {
@@ -54,7 +61,8 @@ async fn the_program_holds_the_migrations_that_are_in_the_repository() {
     assert!(done.applied >= 5 && done.version >= 5, "{done:?}");
     let db = Db::new().await;
     assert_eq!(dump(&url), dump(&db.url()));
-    let sums = "SELECT string_agg(version || ' ' || encode(checksum, 'hex'), ',' ORDER BY version) FROM palisade.migration";
+    let sums =
+        "SELECT string_agg(version || ' ' || encode(checksum, 'hex'), ',' ORDER BY version) FROM palisade.migration";
     let (mut program, mut files) = (Conn::open(&url).await, db.connect().await);
     assert_eq!(program.text(sums).await, files.text(sums).await, "build again: a migration was changed");
 }
@@ -72,7 +80,14 @@ async fn migrating_again_changes_nothing() {
 #[tokio::test]
 async fn processes_that_migrate_at_once_agree() {
     let (url, _admin) = empty("at_once").await;
-    let runs: Vec<_> = (0..4).map(|_| tokio::spawn({ let url = url.clone(); async move { migrate(&url).await } })).collect();
+    let runs: Vec<_> = (0..4)
+        .map(|_| {
+            tokio::spawn({
+                let url = url.clone();
+                async move { migrate(&url).await }
+            })
+        })
+        .collect();
     let mut applied = 0;
     for run in runs {
         applied += run.await.expect("no panic").expect("each is content").version;

@@ -36,10 +36,12 @@ async fn the_paused_worker_test_fails_for_each_fenced_function_whose_gate_is_tak
     assert!(gates.len() >= 14, "the catalogue knows the fenced functions: {gates:?}");
     conn.run(OPEN_GATE).await;
     for (function, occurrence) in gates {
-        let scenario = SCENARIOS
-            .iter()
-            .find(|s| s.function == function && s.occurrence == occurrence)
-            .unwrap_or_else(|| panic!("{function} asks the gate (call {occurrence}), and tests/sql/scenarios.rs has no scenario for it"));
+        let scenario =
+            SCENARIOS.iter().find(|s| s.function == function && s.occurrence == occurrence).unwrap_or_else(|| {
+                panic!(
+                    "{function} asks the gate (call {occurrence}), and tests/sql/scenarios.rs has no scenario for it"
+                )
+            });
 
         conn.clear().await;
         let verdict = paused_worker(&mut conn, scenario).await;

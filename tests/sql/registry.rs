@@ -13,7 +13,10 @@ async fn start() -> (Db, Conn) {
 }
 
 async fn alias(conn: &mut Conn, alias: &str) -> String {
-    conn.text(&format!("SELECT concat_ws(' ', coalesce(version::text, 'none'), guard) FROM palisade.alias WHERE alias = '{alias}'")).await
+    conn.text(&format!(
+        "SELECT concat_ws(' ', coalesce(version::text, 'none'), guard) FROM palisade.alias WHERE alias = '{alias}'"
+    ))
+    .await
 }
 
 #[tokio::test]
@@ -48,7 +51,10 @@ async fn moving_a_guard_needs_both_owners_fences() {
     let (from, to) = (conn.owner(A).await, conn.owner(B).await);
     let stranger = conn.session("1 minute").await;
     let call = |n: i64, from_key: &str, to_token: i64, to_key: &str| {
-        format!("move_guard('{A}', {}, {n}, '{from_key}', '{B}', {to_token}, {n}, '{to_key}', 'm', 'guarded')", from.token)
+        format!(
+            "move_guard('{A}', {}, {n}, '{from_key}', '{B}', {to_token}, {n}, '{to_key}', 'm', 'guarded')",
+            from.token
+        )
     };
     let (mine, theirs) = (from.session.key.as_str(), to.session.key.as_str());
     conn.call(&call(1, &stranger.key, to.token, theirs)).await.is("rejected: wrong_key");
@@ -111,9 +117,15 @@ async fn serving_and_alias_are_recorded_both_or_neither() {
     let (_db, mut conn) = start().await;
     let (owner, other) = (conn.owner(A).await, conn.owner(B).await);
     conn.call(&format!("set_alias({}, 'm', 'theirs', 1)", other.fence(1))).await.is("applied");
-    let call = |n: i64, alias: &str| format!("record_serving({}, '{UID}', 1, 'drain', '{{}}', 'm', 2, 'r', '{alias}')", owner.fence(n));
+    let call = |n: i64, alias: &str| {
+        format!("record_serving({}, '{UID}', 1, 'drain', '{{}}', 'm', 2, 'r', '{alias}')", owner.fence(n))
+    };
     conn.call(&call(1, "theirs")).await.is("rejected: guarded");
-    assert_eq!(conn.text("SELECT (step, serving_version IS NULL) FROM palisade.deployment").await, "(seal,t)", "neither");
+    assert_eq!(
+        conn.text("SELECT (step, serving_version IS NULL) FROM palisade.deployment").await,
+        "(seal,t)",
+        "neither"
+    );
     conn.call(&call(2, "live")).await.is("applied");
     assert_eq!(conn.text("SELECT (step, serving_version) FROM palisade.deployment").await, "(drain,2)");
     assert_eq!(alias(&mut conn, "live").await, format!("2 {A}"));
@@ -219,10 +231,16 @@ async fn the_same_plan_again_makes_no_work_and_wake_does() {
     conn.run("DELETE FROM palisade.queue").await;
     let rollout = conn.number("SELECT rollout FROM palisade.plan").await;
     conn.call(&put_plan(&controller, 2, 2, r#"{"v": 2}"#)).await.is("applied");
-    assert_eq!(conn.text("SELECT (SELECT count(*) FROM palisade.queue) || ' ' || (SELECT rollout FROM palisade.plan)").await, format!("0 {rollout}"));
+    assert_eq!(
+        conn.text("SELECT (SELECT count(*) FROM palisade.queue) || ' ' || (SELECT rollout FROM palisade.plan)").await,
+        format!("0 {rollout}")
+    );
     let wake = put_plan(&controller, 3, 2, r#"{"v": 2}"#).replace("'10 minutes', false)", "'10 minutes', true)");
     conn.call(&wake).await.is("applied");
-    assert_eq!(conn.text("SELECT (SELECT count(*) FROM palisade.queue) || ' ' || (SELECT rollout FROM palisade.plan)").await, format!("1 {rollout}"));
+    assert_eq!(
+        conn.text("SELECT (SELECT count(*) FROM palisade.queue) || ' ' || (SELECT rollout FROM palisade.plan)").await,
+        format!("1 {rollout}")
+    );
 }
 
 #[tokio::test]
@@ -296,12 +314,20 @@ async fn a_repeated_step_keeps_its_start_across_a_takeover() {
 async fn a_failure_comes_back_when_it_asked_to_and_otherwise_waits_for_a_new_plan() {
     let (_db, mut conn) = start().await;
     let owner = conn.owner(A).await;
-    let fail = |n: i64, retry: &str| format!("record_failure({}, '{UID}', 1, 's', '{{}}', 'Broken', 'it broke', {retry})", owner.fence(n));
+    let fail = |n: i64, retry: &str| {
+        format!("record_failure({}, '{UID}', 1, 's', '{{}}', 'Broken', 'it broke', {retry})", owner.fence(n))
+    };
     conn.call(&fail(1, "'1 minute'")).await.is("applied");
-    assert_eq!(conn.text("SELECT (attempts, due_at > clock_timestamp() + interval '50 seconds') FROM palisade.queue").await, "(1,t)");
+    assert_eq!(
+        conn.text("SELECT (attempts, due_at > clock_timestamp() + interval '50 seconds') FROM palisade.queue").await,
+        "(1,t)"
+    );
     conn.call(&fail(2, "NULL")).await.is("applied");
     assert_eq!(conn.number("SELECT count(*) FROM palisade.queue").await, 0);
-    assert_eq!(conn.text("SELECT (failure_reason, failure_message) FROM palisade.deployment").await, "(Broken,\"it broke\")");
+    assert_eq!(
+        conn.text("SELECT (failure_reason, failure_message) FROM palisade.deployment").await,
+        "(Broken,\"it broke\")"
+    );
     conn.call(&format!("record_done({}, '{UID}', 1, '{{}}')", owner.fence(3))).await.is("applied");
     assert_eq!(conn.text("SELECT failure_reason IS NULL FROM palisade.deployment").await, "true");
 }
@@ -316,7 +342,10 @@ async fn a_plan_is_dropped_only_after_its_removal_was_recorded_and_the_lease_rem
     conn.call(&drop(2)).await.is("rejected: not_removed");
     conn.call(&format!("record_removed({}, '{UID}', 1)", owner.fence(1))).await.is("applied");
     conn.call(&drop(3)).await.is("applied");
-    assert_eq!(conn.number("SELECT (SELECT count(*) FROM palisade.plan) + (SELECT count(*) FROM palisade.deployment)").await, 0);
+    assert_eq!(
+        conn.number("SELECT (SELECT count(*) FROM palisade.plan) + (SELECT count(*) FROM palisade.deployment)").await,
+        0
+    );
     assert_eq!(conn.owner_after(&owner).await, owner.token + 1);
 }
 

@@ -8,17 +8,58 @@ const CALLS: [(&str, &[&str]); 4] = [
     (
         "worker_login",
         &[
-            "abandon", "acquire", "check_lease", "claim", "close_session", "epoch_status", "figures", "heartbeat", "held", "move_guard",
-            "open_session", "operation_status", "plan_show", "record_done", "record_failure", "record_removed", "record_serving",
-            "record_step", "release", "report_progress", "set_alias", "version_show",
+            "abandon",
+            "acquire",
+            "check_lease",
+            "claim",
+            "close_session",
+            "epoch_status",
+            "figures",
+            "heartbeat",
+            "held",
+            "move_guard",
+            "open_session",
+            "operation_status",
+            "plan_show",
+            "record_done",
+            "record_failure",
+            "record_removed",
+            "record_serving",
+            "record_step",
+            "release",
+            "report_progress",
+            "set_alias",
+            "version_show",
         ],
     ),
     (
         "controller_login",
         &[
-            "abandon", "acquire", "check_lease", "clean", "close_session", "drop_plan", "end_blockers", "epoch_status", "establish_epoch",
-            "events", "figures", "heartbeat", "held", "next_revision", "observe", "open_session", "operation_abandon", "operation_show",
-            "operation_status", "plan_show", "put_plan", "release", "report_progress", "revoke", "version_show",
+            "abandon",
+            "acquire",
+            "check_lease",
+            "clean",
+            "close_session",
+            "drop_plan",
+            "end_blockers",
+            "epoch_status",
+            "establish_epoch",
+            "events",
+            "figures",
+            "heartbeat",
+            "held",
+            "next_revision",
+            "observe",
+            "open_session",
+            "operation_abandon",
+            "operation_show",
+            "operation_status",
+            "plan_show",
+            "put_plan",
+            "release",
+            "report_progress",
+            "revoke",
+            "version_show",
         ],
     ),
     ("registry_login", &["put_alias", "register_model", "register_version", "version_show"]),
@@ -74,7 +115,9 @@ async fn each_role_can_do_what_it_was_granted_and_nothing_else() {
                 format!("SELECT FROM palisade.{table} FOR UPDATE"),
                 format!("ALTER TABLE palisade.{table} DISABLE TRIGGER ALL"),
                 format!("DROP TABLE palisade.{table}"),
-                format!("CREATE TRIGGER t BEFORE UPDATE ON palisade.{table} FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()"),
+                format!(
+                    "CREATE TRIGGER t BEFORE UPDATE ON palisade.{table} FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+                ),
             ] {
                 // A lock of a table is asked for in a transaction; alone it fails for that reason.
                 let sql = if sql.starts_with("LOCK") { format!("BEGIN; {sql}") } else { sql };
@@ -168,8 +211,10 @@ async fn temporary_tables_of_the_same_names_deceive_nobody() {
         .list("SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r' AND relname <> 'migration'")
         .await;
     let columns = |table: &str| {
-        format!("SELECT string_agg(quote_ident(attname) || ' ' || format_type(atttypid, NULL), ', ') FROM pg_attribute
-                 WHERE attrelid = 'palisade.{table}'::regclass AND attnum > 0")
+        format!(
+            "SELECT string_agg(quote_ident(attname) || ' ' || format_type(atttypid, NULL), ', ') FROM pg_attribute
+                 WHERE attrelid = 'palisade.{table}'::regclass AND attnum > 0"
+        )
     };
     let mut worker = db.connect_as("worker_login").await;
     for table in &tables {

@@ -30,7 +30,8 @@ async fn the_same_fence_again_is_replayed_with_the_first_answer_and_changes_noth
         let call = (scenario.call)(&world, 1);
         let first = conn.call(&call).await;
         first.is("applied");
-        let (effect, events) = (conn.text(scenario.effect).await, conn.number("SELECT count(*) FROM palisade.event").await);
+        let (effect, events) =
+            (conn.text(scenario.effect).await, conn.number("SELECT count(*) FROM palisade.event").await);
         for _ in 0..2 {
             let again = conn.call(&call).await;
             assert_eq!(again.word(), "replayed", "{}", scenario.function);
@@ -71,8 +72,20 @@ async fn a_callers_settings_do_not_change_which_write_a_fence_names() {
     let db = Db::new().await;
     for (n, call) in [
         |l: &Lease| format!("release({}, '1 day 02:03:04.5')", l.fence(1)),
-        |l: &Lease| format!("put_plan({}, '{A}', '{}', 2, '{{}}', false, false, '1 day 02:03:04.5', false)", l.fence(1), super::scenarios::UID),
-        |l: &Lease| format!("record_failure({}, '{}', 1, 's', '{{}}', 'R', 'm', '1 day 02:03:04.5')", l.fence(1), super::scenarios::UID),
+        |l: &Lease| {
+            format!(
+                "put_plan({}, '{A}', '{}', 2, '{{}}', false, false, '1 day 02:03:04.5', false)",
+                l.fence(1),
+                super::scenarios::UID
+            )
+        },
+        |l: &Lease| {
+            format!(
+                "record_failure({}, '{}', 1, 's', '{{}}', 'R', 'm', '1 day 02:03:04.5')",
+                l.fence(1),
+                super::scenarios::UID
+            )
+        },
     ]
     .into_iter()
     .enumerate()
@@ -303,7 +316,7 @@ async fn clean_waits_for_nobody_and_leaves_what_is_locked_for_another_time() {
 #[tokio::test]
 async fn a_fence_that_was_never_granted_is_never_pending() {
     let (_db, mut conn, lease) = start().await;
-    conn.call(&format!("operation_show('nothing', 1, 1)")).await.is("never");
+    conn.call("operation_show('nothing', 1, 1)").await.is("never");
     conn.call(&format!("operation_show('{A}', {}, 1)", lease.token + 1)).await.is("never");
     let raised = conn.call(&format!("release({})", lease.fence(1))).await.token.expect("a token");
     // Nobody holds this token, so nothing can be on its way under it.
@@ -337,7 +350,8 @@ async fn check_lease_raises_an_sqlstate_of_its_own_and_passes_for_the_owner() {
     let (_db, mut conn, lease) = start().await;
     conn.run(&format!("SELECT palisade.check_lease({})", lease.unnumbered())).await;
     conn.take_over(&lease).await;
-    let failure = conn.try_run(&format!("SELECT palisade.check_lease({})", lease.unnumbered())).await.expect_err("raises");
+    let failure =
+        conn.try_run(&format!("SELECT palisade.check_lease({})", lease.unnumbered())).await.expect_err("raises");
     assert_eq!(failure.code, "PS003");
 }
 

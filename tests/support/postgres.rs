@@ -549,8 +549,10 @@ impl Conn {
     /// Empties the database but for the epoch: much faster than another database, for tests that run over a table.
     pub async fn clear(&mut self) {
         let tables = self
-            .list("SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r'
-                   AND relname NOT IN ('epoch', 'migration') ORDER BY relname <> 'model_version'")
+            .list(
+                "SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r'
+                   AND relname NOT IN ('epoch', 'migration') ORDER BY relname <> 'model_version'",
+            )
             .await;
         let sql: String = tables.iter().map(|table| format!("DELETE FROM palisade.{table};")).collect();
         self.run(&sql).await;
