@@ -70,7 +70,11 @@ impl Clock {
 
     /// The monotonic time.
     #[must_use]
-    #[expect(clippy::disallowed_methods, clippy::cast_possible_truncation, reason = "the one place that reads it; nanoseconds of a second fit")]
+    #[expect(
+        clippy::disallowed_methods,
+        clippy::cast_possible_truncation,
+        reason = "the one place that reads it; nanoseconds of a second fit"
+    )]
     pub fn now(&self) -> Moment {
         match &self.0 {
             Source::Manual(millis) => Moment::from_millis(millis.load(Ordering::SeqCst)),

@@ -11,8 +11,8 @@ mod policy {
     mod crd;
     mod epoch;
     mod mutants;
-    mod rights;
     mod refused;
+    mod rights;
     mod table;
     mod world;
 }

@@ -66,7 +66,11 @@ fn poll(text: &str) -> Result<Span, String> {
 
 fn between(text: &str, least: Duration, most: Duration) -> Result<Span, String> {
     let span: Span = text.parse().map_err(|e: crate::crd::SpanError| e.to_string())?;
-    if (least..=most).contains(&span.duration()) { Ok(span) } else { Err(format!("it must be from {least:?} to {most:?}")) }
+    if (least..=most).contains(&span.duration()) {
+        Ok(span)
+    } else {
+        Err(format!("it must be from {least:?} to {most:?}"))
+    }
 }
 
 pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
@@ -77,9 +81,9 @@ pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
     let connections = u32::from(args.capacity).clamp(4, 32);
     let config = StoreConfig { timeout, connections, ..args.database.config(&format!("palisade worker {name}")) };
     let store = Store::new(&config).map_err(|e| Error::usage(e.to_string()))?;
-    let client = cluster::client()
-        .await
-        .map_err(|e| Error::unavailable_next(format!("no cluster: {e}"), "set KUBECONFIG, or run in a pod with a ServiceAccount"))?;
+    let client = cluster::client().await.map_err(|e| {
+        Error::unavailable_next(format!("no cluster: {e}"), "set KUBECONFIG, or run in a pod with a ServiceAccount")
+    })?;
 
     let readiness = Readiness::waiting_for(&["session"]);
     let probes = Probes {
@@ -91,10 +95,17 @@ pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
     let server = http::serve(args.listen, probes, context.stop.clone())
         .await
         .map_err(|e| Error::failed_next(format!("cannot listen on {}: {e}", args.listen), "choose another --listen"))?;
-    let session =
-        SessionConfig { clock: context.clock.clone(), observer: context.metrics.observer(), ..SessionConfig::new(name, ttl) };
-    let config =
-        WorkerConfig { session, capacity: args.capacity.into(), poll: args.poll.duration(), drain: args.drain.duration() };
+    let session = SessionConfig {
+        clock: context.clock.clone(),
+        observer: context.metrics.observer(),
+        ..SessionConfig::new(name, ttl)
+    };
+    let config = WorkerConfig {
+        session,
+        capacity: args.capacity.into(),
+        poll: args.poll.duration(),
+        drain: args.drain.duration(),
+    };
     let cluster = Cluster::new(client, Arc::clone(&context.metrics));
     worker::run(config, store.clone(), cluster, Arc::clone(&context.metrics), readiness, context.stop).await;
     store.close().await;

@@ -176,7 +176,9 @@ impl Lease {
         self.account("invoke", sequence, &write);
         let outcome = self.send(sequence, &write).await;
         match &outcome {
-            Ok(Outcome::Rejected(rejection)) => self.account(format_args!("rejected:{}", rejection.reason), sequence, &write),
+            Ok(Outcome::Rejected(rejection)) => {
+                self.account(format_args!("rejected:{}", rejection.reason), sequence, &write)
+            }
             Ok(outcome) => self.account(outcome.word(), sequence, &write),
             Err(_) => self.account("failed", sequence, &write),
         }

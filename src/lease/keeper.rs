@@ -261,7 +261,12 @@ impl Session {
             locked(&self.inner.leases).insert((resource.clone(), token), cancel.clone());
         }
         self.inner.config.observer.granted(takeover);
-        failpoint::account(if takeover { "takeover" } else { "granted" }, &resource, Fence { token, sequence: 0 }, "grant");
+        failpoint::account(
+            if takeover { "takeover" } else { "granted" },
+            &resource,
+            Fence { token, sequence: 0 },
+            "grant",
+        );
         tracing::info!(resource, %token, takeover, "lease granted");
         Ok(Lease::new(Holder { session: Arc::clone(&self.inner), resource, token, cancel }))
     }

@@ -179,7 +179,11 @@ fn subjects(accounts: &[&Account]) -> String {
 
 /// The CustomResourceDefinition of ModelDeployment.
 #[must_use]
-#[expect(clippy::expect_used, clippy::missing_panics_doc, reason = "what is written is this program's own; a golden file holds it")]
+#[expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "what is written is this program's own; a golden file holds it"
+)]
 pub fn crd() -> Value {
     // A type of k8s-openapi: its maps have strings for keys, and YAML has a form for everything else.
     serde_yaml::to_value(crate::crd::definition()).expect("a CRD can be written as YAML")
@@ -225,7 +229,11 @@ pub enum Format {
 
 /// The objects as text that `kubectl apply -f -` reads.
 #[must_use]
-#[expect(clippy::expect_used, clippy::missing_panics_doc, reason = "what is written is this program's own; a golden file holds it")]
+#[expect(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "what is written is this program's own; a golden file holds it"
+)]
 pub fn print(objects: &[Value], format: Format) -> String {
     match format {
         // What was parsed from YAML, or written to it, can be written again.

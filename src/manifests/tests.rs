@@ -46,7 +46,13 @@ fn everything_comes_in_an_order_in_which_it_can_be_applied() {
     assert_eq!(at("CustomResourceDefinition modeldeployments.palisade.dev"), 0);
     assert_eq!(at("Namespace palisade-system"), 1);
     assert!(at("ServiceAccount palisade-controller") < at("ClusterRoleBinding palisade-controller"));
-    for policy in ["palisade-fence", "palisade-fence-epoch", "palisade-fence-accounts", "palisade-fence-epoch-object", "palisade-fence-create"] {
+    for policy in [
+        "palisade-fence",
+        "palisade-fence-epoch",
+        "palisade-fence-accounts",
+        "palisade-fence-epoch-object",
+        "palisade-fence-create",
+    ] {
         assert!(
             at(&format!("ValidatingAdmissionPolicy {policy}"))
                 < at(&format!("ValidatingAdmissionPolicyBinding {policy}"))

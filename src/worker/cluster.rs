@@ -56,7 +56,10 @@ pub enum ClusterError {
 }
 
 /// The kinds of object that a worker writes.
-pub(crate) trait Fenced: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static {}
+pub(crate) trait Fenced:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
 impl Fenced for Deployment {}
 impl Fenced for Service {}
 
@@ -85,13 +88,23 @@ impl Cluster {
     }
 
     /// All objects of a deployment.
-    pub(crate) async fn list<K: Fenced>(&self, lease: &Lease, namespace: &str, name: &str) -> Result<Vec<K>, ClusterError> {
+    pub(crate) async fn list<K: Fenced>(
+        &self,
+        lease: &Lease,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Vec<K>, ClusterError> {
         let api = self.api::<K>(namespace);
         let params = ListParams::default().labels(&format!("{DEPLOYMENT_LABEL}={name}"));
         self.read(lease, "list", || api.list(&params)).await.map(|list| list.items)
     }
 
-    pub(crate) async fn get<K: Fenced>(&self, lease: &Lease, namespace: &str, name: &str) -> Result<Option<K>, ClusterError> {
+    pub(crate) async fn get<K: Fenced>(
+        &self,
+        lease: &Lease,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<K>, ClusterError> {
         let api = self.api::<K>(namespace);
         self.read(lease, "get", || api.get_opt(name)).await
     }
@@ -106,7 +119,12 @@ impl Cluster {
     /// A server-side apply of the whole object.
     /// With `uid`, one that was deleted is not made anew ([`ClusterError::Changed`] instead).
     pub(crate) async fn apply<K: Fenced>(
-        &self, lease: &Lease, namespace: &str, name: &str, uid: Option<&str>, object: impl Fn(Fence) -> Value + Send + Sync,
+        &self,
+        lease: &Lease,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+        object: impl Fn(Fence) -> Value + Send + Sync,
     ) -> Result<K, ClusterError> {
         self.write(lease, "apply", namespace, name, uid.map(str::to_owned), |fence| Change::Apply(object(fence))).await
     }
@@ -125,10 +143,16 @@ impl Cluster {
     }
 
     /// Changes the number of a Deployment's pods.
-    pub(crate) async fn scale(&self, lease: &Lease, deployment: &Deployment, replicas: i32) -> Result<(), ClusterError> {
+    pub(crate) async fn scale(
+        &self,
+        lease: &Lease,
+        deployment: &Deployment,
+        replicas: i32,
+    ) -> Result<(), ClusterError> {
         let namespace = deployment.namespace().unwrap_or_default();
         let change = |_| Change::Merge(json!({ "spec": { "replicas": replicas } }));
-        let _: Deployment = self.write(lease, "scale", &namespace, &deployment.name_any(), deployment.uid(), change).await?;
+        let _: Deployment =
+            self.write(lease, "scale", &namespace, &deployment.name_any(), deployment.uid(), change).await?;
         Ok(())
     }
 
@@ -139,7 +163,8 @@ impl Cluster {
         if owned == plan.spec.owned {
             return Ok(());
         }
-        let mut owners: Vec<Value> = object.owner_references().iter().filter(|o| o.uid != uid).map(|o| json!(o)).collect();
+        let mut owners: Vec<Value> =
+            object.owner_references().iter().filter(|o| o.uid != uid).map(|o| json!(o)).collect();
         if plan.spec.owned {
             owners.push(objects::owner(&plan.spec, &uid));
         }
@@ -155,7 +180,9 @@ impl Cluster {
     pub(crate) async fn retire(&self, lease: &Lease, deployment: &Deployment) -> Result<(), ClusterError> {
         let (namespace, name) = (deployment.namespace().unwrap_or_default(), deployment.name_any());
         let mark = |fence: Fence| {
-            Change::Merge(json!({ "metadata": { "annotations": { RETIRED_ANNOTATION: fence.to_string() } }, "spec": { "replicas": 0 } }))
+            Change::Merge(
+                json!({ "metadata": { "annotations": { RETIRED_ANNOTATION: fence.to_string() } }, "spec": { "replicas": 0 } }),
+            )
         };
         let mut marked: Deployment = match self.write(lease, "mark", &namespace, &name, deployment.uid(), mark).await {
             Err(ClusterError::Changed(_)) => return Ok(()), // gone already
@@ -176,12 +203,18 @@ impl Cluster {
                 }
                 // Its status changed in between (409), or nobody knows: look, and go on only if the mark is still ours.
                 Err(error) => {
-                    let Some(wait) = tries.next_wait() else { return Err(ClusterError::Unavailable(error.to_string())) };
+                    let Some(wait) = tries.next_wait() else {
+                        return Err(ClusterError::Unavailable(error.to_string()));
+                    };
                     tokio::time::sleep(wait).await;
                 }
             }
             match self.get::<Deployment>(lease, &namespace, &name).await? {
-                Some(now) if now.uid() == marked.uid() && now.annotations().get(RETIRED_ANNOTATION) == ours.as_ref() => marked = now,
+                Some(now)
+                    if now.uid() == marked.uid() && now.annotations().get(RETIRED_ANNOTATION) == ours.as_ref() =>
+                {
+                    marked = now
+                }
                 // Deleted, made anew, or put to use again by a newer owner: not ours to delete.
                 _ => return Ok(()),
             }
@@ -190,7 +223,12 @@ impl Cluster {
 
     /// One fenced write, sent until it is a fact. With `uid`, only that object is changed.
     async fn write<K: Fenced>(
-        &self, lease: &Lease, name_of_call: &'static str, namespace: &str, name: &str, uid: Option<String>,
+        &self,
+        lease: &Lease,
+        name_of_call: &'static str,
+        namespace: &str,
+        name: &str,
+        uid: Option<String>,
         change: impl Fn(Fence) -> Change + Send,
     ) -> Result<K, ClusterError> {
         let fence = lease.next_fence().await?;
@@ -243,8 +281,16 @@ impl Cluster {
     }
 
     /// Reads the object's fence: what became of ours?
-    async fn settle<K: Fenced>(&self, lease: &Lease, api: &Api<K>, name: &str, fence: Fence) -> Result<Settled<K>, ClusterError> {
-        let Some(object) = self.read(lease, "settle", || api.get_opt(name)).await? else { return Ok(Settled::Older(None)) };
+    async fn settle<K: Fenced>(
+        &self,
+        lease: &Lease,
+        api: &Api<K>,
+        name: &str,
+        fence: Fence,
+    ) -> Result<Settled<K>, ClusterError> {
+        let Some(object) = self.read(lease, "settle", || api.get_opt(name)).await? else {
+            return Ok(Settled::Older(None));
+        };
         let found: Option<Fence> = object.annotations().get(FENCE_ANNOTATION).and_then(|text| text.parse().ok());
         Ok(match found {
             Some(found) if found == fence => Settled::Applied(Box::new(object)),
@@ -255,7 +301,10 @@ impl Cluster {
 
     /// A read, repeated while the lease lasts.
     async fn read<T, F: Future<Output = kube::Result<T>> + Send>(
-        &self, lease: &Lease, name: &'static str, call: impl Fn() -> F + Send,
+        &self,
+        lease: &Lease,
+        name: &'static str,
+        call: impl Fn() -> F + Send,
     ) -> Result<T, ClusterError> {
         let mut tries = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), 6);
         loop {
@@ -263,14 +312,19 @@ impl Cluster {
                 Ok(answer) => return Ok(answer),
                 Err(refusal) => refusal,
             };
-            let Some(wait) = tries.next_wait().filter(|_| refusal.may_pass()) else { return Err(refusal.into_error(name)) };
+            let Some(wait) = tries.next_wait().filter(|_| refusal.may_pass()) else {
+                return Err(refusal.into_error(name));
+            };
             tokio::time::sleep(wait).await;
         }
     }
 
     /// One request, no longer than the lease lasts.
     async fn call<T, F: Future<Output = kube::Result<T>>>(
-        &self, lease: &Lease, name: &str, call: impl FnOnce() -> F,
+        &self,
+        lease: &Lease,
+        name: &str,
+        call: impl FnOnce() -> F,
     ) -> Result<Result<T, Silence>, ClusterError> {
         let budget = lease.check()?.min(CALL_TIMEOUT);
         failpoint::before(name);
@@ -351,7 +405,10 @@ fn patch(change: Change, fence: Fence, uid: Option<String>) -> (PatchParams, Pat
         Change::Merge(mut object) => {
             object["metadata"]["annotations"][FENCE_ANNOTATION] = fence.to_string().into();
             name_uid(&mut object);
-            (PatchParams { field_manager: Some(SEAL_MANAGER.to_owned()), ..PatchParams::default() }, Patch::Merge(object))
+            (
+                PatchParams { field_manager: Some(SEAL_MANAGER.to_owned()), ..PatchParams::default() },
+                Patch::Merge(object),
+            )
         }
     }
 }

@@ -142,7 +142,10 @@ mod tests {
         let object = deployment(&spec(), "u", 2, Some(FENCE));
         let env = object["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
         let names: Vec<_> = env.iter().filter_map(|v| v["name"].as_str()).collect();
-        assert_eq!(names, ["PALISADE_MODEL_NAME", "PALISADE_MODEL_VERSION", "PALISADE_MODEL_URI", "PALISADE_MODEL_DIGEST", "A"]);
+        assert_eq!(
+            names,
+            ["PALISADE_MODEL_NAME", "PALISADE_MODEL_VERSION", "PALISADE_MODEL_URI", "PALISADE_MODEL_DIGEST", "A"]
+        );
         assert_eq!(env[1]["value"], "3");
     }
 
@@ -169,7 +172,12 @@ mod tests {
 
     #[test]
     fn a_template_that_is_not_an_object_does_not_panic() {
-        for template in [json!(null), json!(1), json!({ "spec": 1, "metadata": [] }), json!({ "spec": { "containers": [1, { "env": 2 }] } })] {
+        for template in [
+            json!(null),
+            json!(1),
+            json!({ "spec": 1, "metadata": [] }),
+            json!({ "spec": { "containers": [1, { "env": 2 }] } }),
+        ] {
             let _ = deployment(&Spec { template, ..spec() }, "u", 1, None);
         }
     }

@@ -86,9 +86,11 @@ impl From<ClusterError> for Halt {
         match error {
             ClusterError::Lost => Self::Lost,
             ClusterError::Lease(error) => error.into(),
-            ClusterError::Refused { .. } => {
-                Self::Failed { reason: failure::REFUSED, message: error.to_string(), retry_in: Some(around(Duration::from_secs(60))) }
-            }
+            ClusterError::Refused { .. } => Self::Failed {
+                reason: failure::REFUSED,
+                message: error.to_string(),
+                retry_in: Some(around(Duration::from_secs(60))),
+            },
             ClusterError::Changed(_) | ClusterError::Unavailable(_) => Self::unavailable(error.to_string()),
         }
     }
@@ -112,7 +114,11 @@ impl From<CallError> for Halt {
 impl Halt {
     /// Not now: another try, by whoever claims it then, is likely to work.
     fn unavailable(message: String) -> Self {
-        Self::Failed { reason: failure::UNAVAILABLE, message, retry_in: Some(Duration::from_secs(1) + jitter(Duration::from_secs(4))) }
+        Self::Failed {
+            reason: failure::UNAVAILABLE,
+            message,
+            retry_in: Some(Duration::from_secs(1) + jitter(Duration::from_secs(4))),
+        }
     }
 }
 
@@ -249,7 +255,12 @@ impl<'a> Rollout<'a> {
     /// Records that a step begins; the answer says whether the plan is still the current one.
     async fn begin(&mut self, step: Step) -> Result<(), Halt> {
         self.step = step;
-        let write = Write::RecordStep { uid: self.plan.uid, rollout: self.plan.rollout, step: step.name(), state: self.state.clone() };
+        let write = Write::RecordStep {
+            uid: self.plan.uid,
+            rollout: self.plan.rollout,
+            step: step.name(),
+            state: self.state.clone(),
+        };
         let result = self.record(write).await?;
         let age = result.get("step_age_ms").and_then(serde_json::Value::as_u64).unwrap_or(0);
         self.step_began = self.clock.now().before(Duration::from_millis(age));
@@ -264,10 +275,18 @@ impl<'a> Rollout<'a> {
             Outcome::Rejected(rejection) if rejection.reason == Reason::NoSuchPlan => return Err(Halt::Turned),
             Outcome::Rejected(rejection) if rejection.reason == Reason::Guarded => {
                 let message = "the alias to promote is guarded by another resource: give spec.promoteAlias another value, or delete its other owner";
-                return Err(Halt::Failed { reason: failure::ALIAS_GUARDED, message: message.to_owned(), retry_in: None });
+                return Err(Halt::Failed {
+                    reason: failure::ALIAS_GUARDED,
+                    message: message.to_owned(),
+                    retry_in: None,
+                });
             }
             Outcome::Rejected(rejection) => {
-                return Err(Halt::Failed { reason: failure::REFUSED, message: format!("the registry says: {rejection}"), retry_in: None });
+                return Err(Halt::Failed {
+                    reason: failure::REFUSED,
+                    message: format!("the registry says: {rejection}"),
+                    retry_in: None,
+                });
             }
             Outcome::Unknown(why) => match self.lease.settle().await? {
                 crate::lease::Settled::Applied(result) => result,
@@ -317,7 +336,12 @@ impl<'a> Rollout<'a> {
             self.release(None).await?;
             return Ok(false);
         };
-        tracing::info!(resource = self.lease.resource(), from = self.plan.rollout, to = plan.rollout, "the plan was changed: turning to it");
+        tracing::info!(
+            resource = self.lease.resource(),
+            from = self.plan.rollout,
+            to = plan.rollout,
+            "the plan was changed: turning to it"
+        );
         if plan.uid != self.plan.uid {
             // Another ModelDeployment of the same name: nothing that we know is about its objects.
             self.state = State::default();

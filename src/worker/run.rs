@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::rollout::{self, Context};
 use super::Cluster;
+use super::rollout::{self, Context};
 use crate::failpoint;
 use crate::http::Readiness;
 use crate::lease::{AcquireError, Session, SessionConfig, SessionError};
@@ -36,14 +36,24 @@ pub struct WorkerConfig {
 
 /// Works until `shutdown` is cancelled, then hands over what it has and returns.
 pub async fn run(
-    config: WorkerConfig, store: Store, cluster: Cluster, metrics: Arc<Metrics>, readiness: Readiness, shutdown: CancellationToken,
+    config: WorkerConfig,
+    store: Store,
+    cluster: Cluster,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    shutdown: CancellationToken,
 ) {
     while !shutdown.is_cancelled() {
         let opened = tokio::select! {
             session = open(&config, &store) => session,
             () = shutdown.cancelled() => return,
         };
-        let context = Context { store: store.clone(), cluster: cluster.clone(), metrics: Arc::clone(&metrics), handover: shutdown.child_token() };
+        let context = Context {
+            store: store.clone(),
+            cluster: cluster.clone(),
+            metrics: Arc::clone(&metrics),
+            handover: shutdown.child_token(),
+        };
         readiness.ready("session");
         serve(&config, &opened, &context, &shutdown).await;
         readiness.not_ready("session", "the last one was lost, a new one is being opened");

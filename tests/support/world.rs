@@ -218,7 +218,12 @@ impl Worker {
     async fn wait(&self, what: &str, check: impl Fn() -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !check() {
-            assert!(tokio::time::Instant::now() < deadline, "{} was expected {what}; its log:\n{}", self.name, self.text());
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{} was expected {what}; its log:\n{}",
+                self.name,
+                self.text()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -38,9 +38,15 @@ async fn a_version_that_does_not_become_ready_leaves_the_old_one_serving_and_say
     let first = world.spec("churn", 1).revision();
     world.planner.plan(uid, Spec { ready_timeout_ms: 1500, ..unschedulable(world.spec("churn", 2)) }).await;
     let mut sql = world.sql().await;
-    sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'NotReady' AND serving_version = 1)").await;
+    sql.wait_until(
+        "EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'NotReady' AND serving_version = 1)",
+    )
+    .await;
     let message = sql.text("SELECT failure_message FROM palisade.deployment").await;
-    assert!(message.contains("0 of 1 pods") && message.contains("Unschedulable") && message.contains("goes on serving"), "{message}");
+    assert!(
+        message.contains("0 of 1 pods") && message.contains("Unschedulable") && message.contains("goes on serving"),
+        "{message}"
+    );
     assert_eq!(selector(&world, "churn").await, Some(first));
 
     // The way out is a plan that works; what never served is not kept.
@@ -116,7 +122,11 @@ async fn a_worker_that_is_asked_to_stop_hands_over_and_exits_with_0() {
     sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE step = 'ready')").await;
     worker.signal(Signal::TERM);
     assert_eq!(worker.ended().await.code(), Some(0), "{}", worker.text());
-    assert_eq!(sql.number("SELECT count(*) FROM palisade.lease WHERE resource LIKE 'deployment/%' AND session IS NOT NULL").await, 0);
+    assert_eq!(
+        sql.number("SELECT count(*) FROM palisade.lease WHERE resource LIKE 'deployment/%' AND session IS NOT NULL")
+            .await,
+        0
+    );
     // The next one need not wait for anything.
     let next = world.worker("next", &[]);
     next.says("lease granted", 1).await;
@@ -133,7 +143,11 @@ async fn a_wrong_digest_is_never_served() {
     let mut sql = world.sql().await;
     sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'DigestMismatch')").await;
     assert_eq!(replicas(&world).await, []);
-    assert_eq!(sql.number("SELECT count(*) FROM palisade.queue").await, 0, "only another plan helps: nothing is tried again");
+    assert_eq!(
+        sql.number("SELECT count(*) FROM palisade.queue").await,
+        0,
+        "only another plan helps: nothing is tried again"
+    );
     sql.close().await;
 }
 

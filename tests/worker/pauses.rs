@@ -49,8 +49,18 @@ async fn points() -> Vec<String> {
     // These come at any time, from the moment that the process starts, or only when something was in the way.
     let incidental = ["heartbeat", "held", "open_session", "report_progress", "settle", "retire/get/", "list_pods"];
     points.retain(|p| !incidental.iter().any(|call| p.contains(call)));
-    let steps = ["-/claim", "seal/seal", "verify/version_show", "apply/apply", "ready/", "switch/apply", "switch/record_serving"];
-    for step in steps.iter().chain(&["drain/record_step", "retire/mark", "retire/delete", "done/record_done", "done/release"]) {
+    let steps = [
+        "-/claim",
+        "seal/seal",
+        "verify/version_show",
+        "apply/apply",
+        "ready/",
+        "switch/apply",
+        "switch/record_serving",
+    ];
+    for step in
+        steps.iter().chain(&["drain/record_step", "retire/mark", "retire/delete", "done/record_done", "done/release"])
+    {
         assert!(points.iter().any(|p| p.starts_with(step)), "no call of {step} in {points:?}");
     }
     points
@@ -111,7 +121,12 @@ async fn paused(point: &str) -> i64 {
         stale.says("session opened", 2).await;
     }
     let after = picture(&world).await;
-    assert_eq!(before, after, "after a pause at {point}, the stale worker changed something; its log:\n{}", stale.text());
+    assert_eq!(
+        before,
+        after,
+        "after a pause at {point}, the stale worker changed something; its log:\n{}",
+        stale.text()
+    );
     let mut sql = world.sql().await;
     let refused = sql.number("SELECT count(*) FROM palisade.refusal WHERE reason = 'stale'").await;
     sql.close().await;
@@ -122,7 +137,9 @@ async fn paused(point: &str) -> i64 {
 async fn denied(world: &World) -> f64 {
     let request = axum::http::Request::get("/metrics").body(Vec::new()).expect("a request");
     let text = world.cluster.admin().await.request_text(request).await.expect("the API server's metrics");
-    let own = |line: &&str| line.starts_with("apiserver_validating_admission_policy_check_total") && line.contains("palisade-fence");
+    let own = |line: &&str| {
+        line.starts_with("apiserver_validating_admission_policy_check_total") && line.contains("palisade-fence")
+    };
     let denials = text.lines().filter(own).filter(|line| line.contains("enforcement_action=\"deny\""));
     denials.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
@@ -140,15 +157,22 @@ async fn killed(point: &str) {
     assert_eq!(sql.text("SELECT version::text FROM palisade.alias").await, "2", "killed at {point}");
     // The takeover is on record, unless there was nothing to do any more, or nothing held yet.
     let nothing_left = ["done/record_done/after", "done/release/before", "done/release/after"].contains(&point);
-    let takeovers = sql.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover' AND resource LIKE 'deployment/%'").await;
+    let takeovers = sql
+        .number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover' AND resource LIKE 'deployment/%'")
+        .await;
     assert!(takeovers > 0 || nothing_left || point == "-/claim/before", "no takeover after a kill at {point}");
     sql.close().await;
     next.says("\"done\"", usize::from(!nothing_left)).await;
     let client = world.cluster.admin().await;
     let service = Api::<Service>::namespaced(client.clone(), &world.namespace).get("churn").await.expect("a Service");
     let target = world_revision(&world, 2);
-    assert_eq!(service.spec.and_then(|s| s.selector).expect("a selector")["palisade.dev/revision"], target, "killed at {point}");
-    let left = Api::<Deployment>::namespaced(client, &world.namespace).list(&ListParams::default()).await.expect("a list");
+    assert_eq!(
+        service.spec.and_then(|s| s.selector).expect("a selector")["palisade.dev/revision"],
+        target,
+        "killed at {point}"
+    );
+    let left =
+        Api::<Deployment>::namespaced(client, &world.namespace).list(&ListParams::default()).await.expect("a list");
     let names: Vec<_> = left.items.iter().map(ResourceExt::name_any).collect();
     assert_eq!(names, [format!("churn-{target}")], "killed at {point}");
 }

@@ -63,7 +63,8 @@ async fn clear(r: &Rollout<'_>) -> Result<(), Halt> {
             }
         };
         if r.wait(ended, r.left_of(spec.ready_timeout_ms)).await?.is_none() {
-            let message = format!("the pods of {name} did not end within spec.timeouts.ready ({} ms)", spec.ready_timeout_ms);
+            let message =
+                format!("the pods of {name} did not end within spec.timeouts.ready ({} ms)", spec.ready_timeout_ms);
             return Err(Halt::Failed { reason: failure::NOT_READY, message, retry_in: Some(Duration::from_secs(60)) });
         }
     }

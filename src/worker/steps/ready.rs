@@ -31,7 +31,11 @@ pub async fn ready(r: &mut Rollout<'_>) -> Result<(), Halt> {
                 if r.plan.spec.strategy == Strategy::Recreate {
                     go_back(r).await?;
                 }
-                return Err(Halt::Failed { reason: failure::NOT_READY, message, retry_in: Some(Duration::from_secs(60)) });
+                return Err(Halt::Failed {
+                    reason: failure::NOT_READY,
+                    message,
+                    retry_in: Some(Duration::from_secs(60)),
+                });
             }
         }
     }
@@ -88,7 +92,8 @@ async fn why(r: &Rollout<'_>) -> Result<String, Halt> {
         spec.replicas,
         spec.ready_timeout_ms / 1000
     );
-    let failure = status.conditions.unwrap_or_default().into_iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
+    let failure =
+        status.conditions.unwrap_or_default().into_iter().find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
     if let Some(failure) = failure.and_then(|c| c.message) {
         message.push_str(&format!("; {failure}"));
     }
@@ -106,7 +111,12 @@ fn pod_reason(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     let waiting = status.container_statuses.iter().flatten().find_map(|c| {
         let waiting = c.state.as_ref()?.waiting.as_ref()?;
-        Some(format!("container {}: {} {}", c.name, waiting.reason.as_deref()?, waiting.message.as_deref().unwrap_or("")))
+        Some(format!(
+            "container {}: {} {}",
+            c.name,
+            waiting.reason.as_deref()?,
+            waiting.message.as_deref().unwrap_or("")
+        ))
     });
     let condition = || {
         let failed = |t: &str| status.conditions.iter().flatten().find(|c| c.type_ == t && c.status == "False");
