@@ -167,10 +167,10 @@ impl Inner {
         *ended = Some(why);
     }
 
-    pub(super) fn forget(&self, resource: &str, token: Token) {
-        if let Some(cancel) = locked(&self.leases).remove(&(resource.to_owned(), token)) {
-            cancel.cancel();
-        }
+    /// Ends a lease on this side. Answers whether it was ours until now.
+    pub(super) fn forget(&self, resource: &str, token: Token) -> bool {
+        let cancel = locked(&self.leases).remove(&(resource.to_owned(), token));
+        cancel.map(|cancel| cancel.cancel()).is_some()
     }
 }
 
@@ -354,8 +354,10 @@ async fn keep(inner: Arc<Inner>) {
                 inner.deadline.store(Term::renewed(sent, ttl).deadline().as_millis(), Ordering::SeqCst);
                 inner.config.observer.heartbeat(true, inner.config.clock.now().since(sent), left);
                 for loss in beat.lost {
-                    tracing::warn!(resource = loss.resource, token = %loss.token, reason = loss.reason, "lease lost");
-                    inner.forget(&loss.resource, loss.token);
+                    // Each heartbeat tells of it again: the answer before may have been lost.
+                    if inner.forget(&loss.resource, loss.token) {
+                        tracing::warn!(resource = loss.resource, token = %loss.token, reason = loss.reason, "lease lost");
+                    }
                 }
                 wait = interval;
             }
