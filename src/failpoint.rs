@@ -5,6 +5,8 @@
 //! - `PALISADE_POINTS=FILE` appends the name of each point that is reached, once.
 //! - `PALISADE_ACCOUNT=FILE` appends a line for each grant that this process is told of, and for each fenced write that it
 //!   sends, before and after: the caller's side of a history. See [`account`].
+//! - `PALISADE_BLIND=1` makes a process that does not look at its own clock: it sends what it was about to send, however
+//!   late. Then only the fences stand.
 //! - `PALISADE_STOP_AT=NAME` raises SIGSTOP when the point is reached for the first time; `PALISADE_KILL_AT`, SIGKILL.
 
 use std::fmt::Display;
@@ -47,6 +49,10 @@ pub fn account(_what: impl Display, _resource: &str, _fence: Fence, _call: impl 
 /// What this process sends, or was told: `NANOSECONDS-SINCE-BOOT ⇥ WHAT ⇥ RESOURCE ⇥ TOKEN/SEQUENCE ⇥ CALL`. Each line is
 /// written by one call to the kernel before this returns, so that what was sent is told even if the process is killed.
 #[cfg(feature = "failpoints")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an account is compared with those of other processes, to the nanosecond"
+)]
 pub fn account(what: impl Display, resource: &str, fence: Fence, call: impl Display) {
     use std::io::Write;
     use std::sync::LazyLock;
@@ -59,6 +65,22 @@ pub fn account(what: impl Display, resource: &str, fence: Fence, call: impl Disp
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let line = format!("{}{:09}\t{what}\t{resource}\t{fence}\t{call}\n", now.tv_sec, now.tv_nsec);
     let _ = file.write_all(line.as_bytes());
+}
+
+/// Whether this process does not look whether its leases are over.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+#[must_use]
+pub fn blind() -> bool {
+    false
+}
+
+/// Whether this process does not look whether its leases are over.
+#[cfg(feature = "failpoints")]
+#[must_use]
+pub fn blind() -> bool {
+    static BLIND: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| std::env::var_os("PALISADE_BLIND").is_some());
+    *BLIND
 }
 
 #[cfg(not(feature = "failpoints"))]
@@ -91,6 +113,8 @@ fn reach(call: &str, when: &str) {
     for (wanted, signal) in [(stop_at, Signal::STOP), (kill_at, Signal::KILL)] {
         if wanted.as_ref() == Some(&name) {
             let _ = kill_process(getpid(), signal);
+            // The kernel may let this thread run on for a moment while it stops another one: long enough to send.
+            std::thread::sleep(std::time::Duration::from_millis(20));
         }
     }
 }

@@ -108,6 +108,9 @@ impl Lease {
     /// How long we may still act, by our own clock; `None`: stop.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
+        if failpoint::blind() {
+            return Some(Duration::from_secs(1));
+        }
         if self.holder.cancel.is_cancelled() { None } else { self.holder.session.left() }
     }
 
@@ -121,6 +124,9 @@ impl Lease {
 
     /// Returns when the lease is over. Select on it around every piece of work.
     pub async fn lost(&self) {
+        if failpoint::blind() {
+            std::future::pending::<()>().await;
+        }
         self.holder.cancel.cancelled().await;
     }
 
@@ -220,9 +226,8 @@ impl Lease {
         let mut tries = Backoff::new(Duration::from_millis(50), Duration::from_secs(1), 6);
         let mut silent = false;
         let mut last = String::from("the lease ended before it was sent");
-        loop {
-            // A statement must not outlive what it was sent under by long: never wait for more than is left.
-            let Some(left) = self.left() else { break };
+        // A statement must not outlive what it was sent under by long: never wait for more than is left.
+        while let Some(left) = self.left() {
             match self.holder.session.store.write(&self.address(), sequence, write, left).await {
                 Ok(Outcome::Unknown(why)) => (silent, last) = (true, why),
                 Ok(outcome) => return Ok(outcome),
