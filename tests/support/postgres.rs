@@ -353,7 +353,7 @@ impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Failure {
         match &error {
             sqlx::Error::Database(inner) => Failure {
-                code: inner.code().map(|code| code.into_owned()).unwrap_or_default(),
+                code: inner.code().map(std::borrow::Cow::into_owned).unwrap_or_default(),
                 message: inner.message().to_owned(),
             },
             other => Failure { code: String::new(), message: other.to_string() },

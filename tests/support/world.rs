@@ -122,9 +122,8 @@ pub struct Planner {
 impl Planner {
     async fn new(db: &Db) -> Planner {
         let store = Store::new(&StoreConfig::new(db.url(), "planner")).expect("a store");
-        for write in [store.register_model("churn", "", &json!({}), Uuid::new_v4()).await] {
-            write.expect("an answer").applied().expect("registered");
-        }
+        let model = store.register_model("churn", "", &json!({}), Uuid::new_v4()).await;
+        model.expect("an answer").applied().expect("registered");
         for version in 1..=3 {
             let source = format!("s3://models/churn/{version}");
             let outcome = store.register_version("churn", &source, &digest(version), &json!({}), Uuid::new_v4()).await;
