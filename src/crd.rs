@@ -48,7 +48,7 @@ const NAME_RULE: &str = "size(self.metadata.name) <= 50 && self.metadata.name.ma
 
 /// The CustomResourceDefinition that is installed: the derived one, whose `status` may be absent but not null.
 ///
-/// The derive marks an optional status as nullable; a null status would pass through `has()` in [`STATUS_RULE`].
+/// The derive marks an optional status as nullable; a null status would pass through `has()` in `STATUS_RULE`.
 pub fn definition() -> CustomResourceDefinition {
     let mut crd = ModelDeployment::crd();
     for version in &mut crd.spec.versions {
