@@ -134,7 +134,12 @@ async fn paused(point: &str) {
         stale.says("session opened", 2).await;
     }
     let after = picture(&world).await;
-    assert_eq!(before, after, "after a pause at {point}, the stale worker changed something; its log:\n{}", stale.text());
+    assert_eq!(
+        before,
+        after,
+        "after a pause at {point}, the stale worker changed something; its log:\n{}",
+        stale.text()
+    );
     // Not vacuous: the write was sent, and refused.
     let mut sql = world.sql().await;
     if let Some(call) = registry_write(point) {
@@ -142,7 +147,8 @@ async fn paused(point: &str) {
         assert!(sql.number(&refused).await > 0, "no {call} was refused after a pause at {point}:\n{}", stale.text());
     } else if is_cluster_write(point) {
         // Of a version's Deployment that is not there (any more), the object cannot say who owns it: the registry can.
-        let told = ["the object carries a newer token", "rejected: stale"].iter().any(|text| stale.text().contains(text));
+        let told =
+            ["the object carries a newer token", "rejected: stale"].iter().any(|text| stale.text().contains(text));
         assert!(told, "nothing was refused after a pause at {point}:\n{}", stale.text());
     }
     sql.close().await;
@@ -152,7 +158,9 @@ async fn paused(point: &str) {
 async fn denied(world: &World) -> f64 {
     let request = axum::http::Request::get("/metrics").body(Vec::new()).expect("a request");
     let text = world.cluster.admin().await.request_text(request).await.expect("the API server's metrics");
-    let own = |line: &&str| line.starts_with("apiserver_validating_admission_policy_check_total") && line.contains("palisade-fence");
+    let own = |line: &&str| {
+        line.starts_with("apiserver_validating_admission_policy_check_total") && line.contains("palisade-fence")
+    };
     let denials = text.lines().filter(own).filter(|line| line.contains("enforcement_action=\"deny\""));
     denials.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
 }
@@ -202,8 +210,12 @@ async fn a_worker_paused_before_or_after_any_call_of_any_step_changes_nothing_on
     stream::iter(&points).for_each_concurrent(AT_ONCE, |point| paused(point)).await;
     let denied = denied(&world).await - before;
     eprintln!("{} pauses; the API server refused {denied} writes", points.len());
-    let cluster_writes = points.iter().filter(|point| is_cluster_write(point) && !point.ends_with("/delete/before")).count();
-    assert!(denied >= cluster_writes as f64, "the API server refused {denied} writes, and {cluster_writes} came too late");
+    let cluster_writes =
+        points.iter().filter(|point| is_cluster_write(point) && !point.ends_with("/delete/before")).count();
+    assert!(
+        denied >= cluster_writes as f64,
+        "the API server refused {denied} writes, and {cluster_writes} came too late"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
