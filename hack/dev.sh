@@ -20,6 +20,8 @@ PATCH='{"spec":{"model":{"version":2}}}'
 PATIENCE=180
 
 declare -A PASSWORDS=()
+# What of the user's is used, and what stays in it.
+LEFT=()
 WATCH='' LOGINS_MADE=''
 
 step() { say "" && say "==> $*"; }
@@ -31,7 +33,7 @@ stop_components() {
   for name in "${COMPONENTS[@]}"; do
     if running "$1" "$name"; then kill -s TERM "$REPLY" 2>/dev/null || true; fi
   done
-  for name in "${COMPONENTS[@]}"; do halt "$1" "$name" TERM 15; done
+  for name in "${COMPONENTS[@]}"; do halt "$1" "$name" TERM 25; done
 }
 
 # stop_all DIR: everything that was started in it, users of a server before it.
@@ -49,11 +51,12 @@ clean_up() {
   step "stopping"
   halt "$RUN" watchdog KILL 0
   stop_all "$RUN"
-  if ((status == 0)); then
-    rm -rf "$RUN"
-  else
-    say "the logs are in $RUN"
-  fi
+  ((${#LEFT[@]} == 0)) || say "$(printf 'left %s\n' "${LEFT[@]}")"
+  case $status in
+    # Done, or somebody wanted it to end.
+    0 | 130 | 143) rm -rf "$RUN" ;;
+    *) say "the logs are in $RUN" ;;
+  esac
   exit "$status"
 }
 
@@ -70,6 +73,7 @@ kubectl() { "$KUBECTL" "$@"; }
 start_database() {
   if [[ -n ${DATABASE_URL:-} ]]; then
     say "using the Postgres that DATABASE_URL names"
+    LEFT+=("in the database: the schema palisade and the roles palisade_*")
     return
   fi
   DATABASE_URL=$(hack/postgres.sh start "$RUN/postgres" --parent $$)
@@ -81,6 +85,7 @@ start_cluster() {
   if [[ -n ${KUBECONFIG:-} ]]; then
     KUBECTL=$(type -P kubectl) || KUBECTL=$(hack/binaries.sh)/kubectl
     say "using the cluster that KUBECONFIG names, context $(kubectl config current-context)"
+    LEFT+=("in the cluster: what \`palisade crd --with-policy\` prints, and the sample, which serves")
     return
   fi
   KUBECTL=$(hack/binaries.sh)/kubectl
@@ -167,7 +172,8 @@ digest() { printf 'sha256:%s' "$(printf 'churn %s' "$1" | sha256sum | cut -d ' '
 # show_until_ready: shows the sample's changes until it is Ready.
 show_until_ready() {
   local began=$SECONDS
-  kubectl -n "$NAMESPACE" get mdep "$NAME" --watch &
+  # Not by the function: its shell would be what is killed, and kubectl run on.
+  "$KUBECTL" -n "$NAMESPACE" get mdep "$NAME" --watch &
   WATCH=$!
   # `wait` asks for the condition of the current generation, not of the last one.
   until kubectl -n "$NAMESPACE" wait --for=condition=Ready --timeout=3s mdep "$NAME" >"$RUN/wait.log" 2>&1; do
@@ -193,10 +199,15 @@ stop_watch() {
 
 serve_sample() {
   step "registering model churn, versions 1 and 2"
-  local version
+  local version got
   for version in 1 2; do
-    "$PALISADE" model register churn --source "s3://models/churn/$version" --digest "$(digest "$version")"
+    # The request's fixed name: a second run on a database of the user's finds the
+    # versions of the first instead of registering two more.
+    got=$("$PALISADE" model register churn --source "s3://models/churn/$version" --digest "$(digest "$version")" \
+      --request "c0ffee00-0000-4000-8000-00000000000$version")
+    [[ $got == "$version" ]] || die "the database has another model named churn: its version $got is not the sample's $version"
   done
+  "$PALISADE" model show churn
   step "serving version 1: kubectl apply -f $EXAMPLE"
   kubectl apply -f "$EXAMPLE"
   read -r NAMESPACE NAME < <(kubectl get -f "$EXAMPLE" -o 'jsonpath={.metadata.namespace} {.metadata.name}{"\n"}')
@@ -205,6 +216,9 @@ serve_sample() {
   kubectl -n "$NAMESPACE" patch mdep "$NAME" --type merge -p "$PATCH"
   show_until_ready
 }
+
+# address NAME: where that component serves its probes and metrics, as it logged.
+address() { sed -nE 's/.*listening for .*address=([0-9.:]+).*/\1/p' "$RUN/$1.log" | head -n 1; }
 
 explain() {
   step "it runs; to look further, in another terminal:"
@@ -215,6 +229,7 @@ explain() {
     $KUBECTL -n $NAMESPACE describe mdep $NAME
     $PALISADE history deployment/$NAMESPACE/$NAME
     tail -f $RUN/controller.log $RUN/worker-1.log $RUN/worker-2.log
+    curl http://$(address worker-1)/metrics
     kill -STOP $(cat "$RUN/worker-1.pid")     # pauses worker-1; kill -CONT resumes it: the other one takes over
 TEXT
 }
@@ -241,7 +256,7 @@ main() {
   explain
   step "Ctrl-C stops everything"
   # From here on an interrupt is how it is meant to end.
-  trap 'exit 0' INT
+  trap 'exit 0' INT TERM HUP
   while all_run; do pause 1; done
   return 1
 }
