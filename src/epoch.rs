@@ -216,7 +216,8 @@ impl Allocator {
                 None => return Ok(None),
             }
         }
-        if !(status.established && status.number == Some(number)) && !self.establish(&wanted).await? {
+        let stored = status.established && status.number == Some(number);
+        if !stored && !self.establish(&wanted).await? {
             return Ok(None);
         }
         // Only a mark for the judgement of a later restart: whether it stands is not waited for.
@@ -291,7 +292,7 @@ impl Allocator {
             };
             for Outline { metadata, status } in page.items {
                 let Some(OutlineStatus { revision, fencing_token }) = status else { continue };
-                let name = || format!("ModelDeployment {}", path(&metadata));
+                let name = || format!("ModelDeployment {}/{}", metadata.namespace, metadata.name);
                 raise(&mut highest, Token(revision.max(fencing_token)), name);
             }
             match page.metadata.r#continue {
@@ -408,13 +409,19 @@ struct OutlinesMeta {
 #[derive(Deserialize)]
 struct Outline {
     #[serde(default)]
-    metadata: ObjectMeta,
+    metadata: OutlineName,
     status: Option<OutlineStatus>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct OutlineName {
+    name: String,
+    namespace: String,
+}
+
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
 struct OutlineStatus {
     revision: i64,
     fencing_token: i64,

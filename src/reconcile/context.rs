@@ -16,15 +16,13 @@ use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::drift::Index;
 use super::lead::Tenure;
+pub use super::outline::Meta;
 use super::validate::Problem;
 use crate::clock::{Clock, Moment};
-use crate::crd::ModelDeployment;
 use crate::http::Readiness;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
-/// A ModelDeployment, as far as it is watched.
-pub type Meta = PartialObjectMeta<ModelDeployment>;
 /// A Deployment, as far as it is watched.
 pub type DeploymentMeta = PartialObjectMeta<Deployment>;
 

@@ -21,7 +21,8 @@ use uuid::Uuid;
 use super::apply::{Applied, fenced, put};
 use super::context::{Context, Meta, resource_of};
 use super::lead::Tenure;
-use super::observe::{self, Outline, Read, has_finalizer, reference};
+use super::observe::{self, Read, has_finalizer, reference};
+use super::outline::Outline;
 use super::report::{News, publish, report, report_unreadable};
 use super::{Error, api_of, call};
 use crate::crd::{DeletionPolicy, ModelDeployment};
@@ -43,7 +44,10 @@ pub(super) async fn add(context: &Context, object: &mut ModelDeployment) -> Resu
     }
     let mut finalizers = object.finalizers().to_vec();
     finalizers.push(FINALIZER.to_owned());
-    object.metadata = set_finalizers(context, &object.metadata, finalizers).await?;
+    let metadata = set_finalizers(context, &object.metadata, finalizers).await?;
+    object.metadata.finalizers = metadata.finalizers;
+    // The next write is held against it.
+    object.metadata.resource_version = metadata.resource_version;
     Ok(())
 }
 
@@ -67,8 +71,7 @@ async fn set_finalizers(
     let api = api_of(context, &ObjectRef::new(&name).within(metadata.namespace.as_deref().unwrap_or_default()));
     let patch = json!({ "metadata": { "resourceVersion": metadata.resource_version, "uid": metadata.uid, "finalizers": finalizers } });
     let params = PatchParams { field_manager: Some(CONTROLLER_MANAGER.to_owned()), ..PatchParams::default() };
-    let patched =
-        call("set the finalizer", "finalizer", api.patch_metadata(&name, &params, &Patch::Merge(&patch))).await?;
+    let patched = call("set the finalizer", "finalizer", api.patch(&name, &params, &Patch::Merge(&patch))).await?;
     Ok(patched.metadata)
 }
 

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! - **Only the leader writes**, and a leader that was replaced writes nothing that sticks: plans carry its fence, a status
-//!   carries a revision that only the current leader is given. The one exception is [`finalize`] without a database.
+//!   carries a revision that only the current leader is given. The one exception is `finalize.rs` without a database.
 //! - **Nothing is remembered that matters.** What [`context::Context`] keeps between two looks saves work, no more.
 //! - **A CR is read when it is looked at**, and only its metadata is watched: one that cannot be read hurts nobody else.
 
@@ -23,6 +23,7 @@ mod drift;
 mod finalize;
 mod lead;
 mod observe;
+pub mod outline;
 mod report;
 pub mod status;
 mod sweep;
@@ -32,12 +33,11 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::ObjectRef;
 use tokio_util::sync::CancellationToken;
 
-use crate::crd::ModelDeployment;
 use crate::epoch::{Allocator, Keeping};
 use crate::lease::LeaseError;
 use crate::metrics::ResultLabel;
@@ -52,6 +52,8 @@ use lead::Tenure;
 const CONCURRENCY: u16 = 16;
 /// The longest that one look may take: every call in it has a shorter limit of its own.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long looks may go on after the process was asked to stop. They are told to end at once.
+const FAREWELL: Duration = Duration::from_secs(15);
 /// How often a CR is looked at when nothing happens: a net under lost triggers.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
 
@@ -124,11 +126,11 @@ async fn looks(context: Arc<Context>, triggers: context::Triggers, stop: Cancell
     let context::Triggers { one, all, crs } = triggers;
     let objects = watch::modeldeployments(Arc::clone(&context), crs);
     let reader = context.crs.clone();
-    Controller::for_stream(objects, reader)
+    let looks = Controller::for_stream(objects, reader.clone())
         .with_config(controller::Config::default().concurrency(CONCURRENCY).debounce(Duration::from_millis(20)))
         .reconcile_on(one)
         .reconcile_all_on(all)
-        .graceful_shutdown_on(stop.cancelled_owned())
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(look, again, context)
         .for_each(|looked| async {
             match looked {
@@ -136,8 +138,18 @@ async fn looks(context: Arc<Context>, triggers: context::Triggers, stop: Cancell
                 Ok(_) | Err(controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_)) => {}
                 Err(error) => tracing::warn!("watching ModelDeployments: {error}"),
             }
-        })
-        .await;
+        });
+    let patience = async {
+        stop.cancelled().await;
+        // Before the first list is complete no look has begun, and the loop would wait for it for ever.
+        if reader.wait_until_ready().now_or_never().is_some() {
+            tokio::time::sleep(FAREWELL).await;
+        }
+    };
+    tokio::select! {
+        () = looks => {}
+        () = patience => {}
+    }
 }
 
 /// One look at one CR.
@@ -233,7 +245,7 @@ async fn call<T>(
     }
 }
 
-/// The typed API of the CRs' namespace.
-fn api_of(context: &Context, key: &ObjectRef<Meta>) -> kube::Api<ModelDeployment> {
+/// The CRs of one namespace, of which only the metadata is asked for.
+fn api_of(context: &Context, key: &ObjectRef<Meta>) -> kube::Api<Meta> {
     kube::Api::namespaced(context.client.clone(), key.namespace.as_deref().unwrap_or_default())
 }

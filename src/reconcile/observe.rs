@@ -5,11 +5,11 @@ use kube::Resource;
 use kube::api::{GetParams, ObjectMeta};
 use kube::core::Request;
 use kube::runtime::reflector::ObjectRef;
-use serde::Deserialize;
 
-use super::context::{Context, Meta};
+use super::context::Context;
+use super::outline::{Meta, Outline};
 use super::{Error, call, decide};
-use crate::crd::{ModelDeployment, ModelDeploymentStatus};
+use crate::crd::ModelDeployment;
 use crate::store::Observed;
 
 /// A CR, as far as it could be read.
@@ -20,18 +20,6 @@ pub(super) enum Read {
     Unreadable(Box<Outline>),
     /// It is there.
     Object(Box<ModelDeployment>),
-}
-
-/// What can be read of any CR. Fields that are skipped may hold anything, nested as deep as they like.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct Outline {
-    #[serde(default)]
-    pub metadata: ObjectMeta,
-    #[serde(default)]
-    pub status: Option<ModelDeploymentStatus>,
-    /// Why the rest cannot be read.
-    #[serde(skip)]
-    pub why: String,
 }
 
 /// Reads a CR: from etcd, not from a cache, so that its resourceVersion is worth a write.
@@ -48,14 +36,10 @@ pub(super) async fn read(context: &Context, key: &ObjectRef<Meta>) -> Result<Rea
     };
     match serde_json::from_str::<ModelDeployment>(&text) {
         Ok(object) => Ok(Read::Object(Box::new(object))),
-        Err(why) => {
-            let mut outline: Outline = serde_json::from_str(&text).unwrap_or_default();
-            if outline.metadata.name.is_none() {
-                return Err(Error::Silent { doing: DOING, why: why.to_string() });
-            }
-            outline.why = why.to_string();
-            Ok(Read::Unreadable(Box::new(outline)))
-        }
+        Err(why) => match Outline::read(&text, why.to_string()) {
+            Some(outline) => Ok(Read::Unreadable(Box::new(outline))),
+            None => Err(Error::Silent { doing: DOING, why: why.to_string() }),
+        },
     }
 }
 

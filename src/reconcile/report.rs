@@ -13,6 +13,7 @@ use super::apply::Applied;
 use super::context::{Context, Meta, resource_of};
 use super::decide::resource;
 use super::lead::Tenure;
+use super::outline::Outline;
 use super::{Error, call, observe, status};
 use crate::clock::Clock;
 use crate::crd::{ModelDeployment, ModelDeploymentStatus, clip};
@@ -73,7 +74,7 @@ pub(super) async fn report_unreadable(
     context: &Context,
     tenure: &Tenure,
     key: &ObjectRef<Meta>,
-    outline: &observe::Outline,
+    outline: &Outline,
 ) -> Result<(), Error> {
     let metadata = &outline.metadata;
     let old = outline.status.clone().unwrap_or_default();

@@ -259,6 +259,7 @@ pub(super) mod tests {
     use crate::plan::State;
     use crate::reconcile::decide::tests::{object, observed, planned};
     use crate::reconcile::validate::Problem;
+    use crate::store::Observed;
     use serde_json::json;
 
     const NOW: Timestamp = Timestamp::constant(1_000_000, 999);
@@ -285,7 +286,7 @@ pub(super) mod tests {
 
     /// A plan, and what was recorded of it.
     fn applied(object: &ModelDeployment, step: &str, serves: bool) -> Applied {
-        let mut seen = observed(1);
+        let mut seen = Observed { alias_version: Some(1), ..observed(1) };
         let plan = planned(object, &seen, 3);
         seen.deployment = Some(recorded(&plan, step, serves));
         seen.plan = Some(plan);

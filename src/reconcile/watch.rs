@@ -29,9 +29,7 @@ pub(super) fn modeldeployments(
     context: Arc<Context>,
     writer: Writer<Meta>,
 ) -> impl Stream<Item = Result<Meta, watcher::Error>> + Send {
-    let objects = watch(api::<Meta>(&context), watcher::Config::default())
-        .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear());
+    let objects = watch(api::<Meta>(&context), watcher::Config::default()).default_backoff();
     reflector::reflector(writer, objects)
         .inspect(move |event| match event {
             Ok(Event::InitDone) => context.readiness.ready("cluster"),
