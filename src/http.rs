@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::{Clock, Moment};
 use crate::metrics::Metrics;
 
 /// What a process still waits for before it can do its work. Shared: each part names its own reason.
@@ -54,6 +56,44 @@ impl Readiness {
     fn locked(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
         // A map of texts: a panic elsewhere leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A main loop that shows that it is not stuck: run [`Pulse::beat`] in its own task, beside it.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    clock: Clock,
+    last: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    const EVERY: Duration = Duration::from_secs(1);
+    /// How long a task may keep its thread for itself before a restart is better.
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// A pulse that has just been felt.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        let last = Arc::new(AtomicU64::new(clock.now().as_millis()));
+        Self { clock, last }
+    }
+
+    /// Beats as long as the task that it runs in is given its turns. Does not return.
+    pub async fn beat(&self) {
+        loop {
+            self.last.store(self.clock.now().as_millis(), Ordering::SeqCst);
+            tokio::time::sleep(Self::EVERY).await;
+        }
+    }
+
+    /// For [`Probes::watchdog`].
+    #[must_use]
+    pub fn watchdog(&self) -> Watchdog {
+        let Self { clock, last } = self.clone();
+        Arc::new(move || {
+            let silent = clock.now().since(Moment::from_millis(last.load(Ordering::SeqCst)));
+            if silent < Self::LIMIT { Ok(()) } else { Err(format!("the main loop has not had a turn for {silent:?}")) }
+        })
     }
 }
 

@@ -122,6 +122,8 @@ impl MetricConstructor<Histogram> for Slow {
 }
 
 type Seconds = Gauge<f64, AtomicU64>;
+/// A gauge that is not there until it is known: a worker knows nothing of the epoch, and must not say that there is none.
+type Known<M> = Family<[(&'static str, &'static str); 0], M>;
 
 /// All that this process counts. Reading `/metrics` takes the registry; counting takes an atomic.
 #[derive(Debug)]
@@ -136,17 +138,17 @@ pub struct Metrics {
     unknown_outcomes: Family<ByCall, Counter>,
     sessions_ended: Family<ByCause, Counter>,
     step_duration: Family<ByStep, Histogram, Slow>,
-    queue_depth: Gauge,
-    queue_age: Seconds,
-    leases_held: Gauge,
-    sessions_open: Gauge,
-    oldest_transaction: Seconds,
-    oldest_snapshot_age: Gauge,
+    queue_depth: Known<Gauge>,
+    queue_age: Known<Seconds>,
+    leases_held: Known<Gauge>,
+    sessions_open: Known<Gauge>,
+    oldest_transaction: Known<Seconds>,
+    oldest_snapshot_age: Known<Gauge>,
     reconciles: Family<ByResult, Counter>,
     reconcile_duration: Histogram,
-    leader: Gauge,
-    epoch: Gauge,
-    epoch_established: Gauge,
+    leader: Known<Gauge>,
+    epoch: Known<Gauge>,
+    epoch_established: Known<Gauge>,
     cluster_writes: Family<ByCallOutcome, Counter>,
 }
 
@@ -193,31 +195,31 @@ impl Metrics {
                 "How long a rollout's steps took",
                 Family::new_with_constructor(Slow),
             ),
-            queue_depth: add(r, "queue_depth", "Deployments whose work is due", Gauge::default()),
-            queue_age: add(r, "queue_age_seconds", "Since when the oldest of them is due", Seconds::default()),
-            leases_held: add(r, "leases_held", "Leases that any session holds", Gauge::default()),
-            sessions_open: add(r, "sessions_open", "Sessions that are alive", Gauge::default()),
+            queue_depth: add(r, "queue_depth", "Deployments whose work is due", Known::default()),
+            queue_age: add(r, "queue_age_seconds", "Since when the oldest of them is due", Known::default()),
+            leases_held: add(r, "leases_held", "Leases that any session holds", Known::default()),
+            sessions_open: add(r, "sessions_open", "Sessions that are alive", Known::default()),
             oldest_transaction: add(
                 r,
                 "oldest_transaction_seconds",
                 "Age of the oldest open transaction in the database",
-                Seconds::default(),
+                Known::default(),
             ),
             oldest_snapshot_age: add(
                 r,
                 "oldest_snapshot_age_transactions",
                 "How many transactions the server's oldest snapshot is behind",
-                Gauge::default(),
+                Known::default(),
             ),
             reconciles: add(r, "reconciles", "Reconciliations of a ModelDeployment", Family::default()),
             reconcile_duration: add(r, "reconcile_duration_seconds", "How long they took", Fast.new_metric()),
-            leader: add(r, "leader", "Whether this controller leads", Gauge::default()),
-            epoch: add(r, "epoch", "The epoch's number, as last seen", Gauge::default()),
+            leader: add(r, "leader", "Whether this controller leads", Known::default()),
+            epoch: add(r, "epoch", "The epoch's number, as last seen", Known::default()),
             epoch_established: add(
                 r,
                 "epoch_established",
                 "Whether it is established for the running database: only then can leases be granted",
-                Gauge::default(),
+                Known::default(),
             ),
             cluster_writes: add(r, "cluster_writes", "Writes to the cluster, by outcome", Family::default()),
             registry: Registry::default(),
@@ -252,23 +254,23 @@ impl Metrics {
     pub fn figures(&self, figures: &Figures) {
         let Figures { queue_depth, queue_age, leases_held, sessions_open, oldest_transaction, oldest_xmin_age } =
             figures;
-        self.queue_depth.set(*queue_depth);
-        self.queue_age.set(queue_age.as_secs_f64());
-        self.leases_held.set(*leases_held);
-        self.sessions_open.set(*sessions_open);
-        self.oldest_transaction.set(oldest_transaction.as_secs_f64());
-        self.oldest_snapshot_age.set(*oldest_xmin_age);
+        self.queue_depth.get_or_create(&[]).set(*queue_depth);
+        self.queue_age.get_or_create(&[]).set(queue_age.as_secs_f64());
+        self.leases_held.get_or_create(&[]).set(*leases_held);
+        self.sessions_open.get_or_create(&[]).set(*sessions_open);
+        self.oldest_transaction.get_or_create(&[]).set(oldest_transaction.as_secs_f64());
+        self.oldest_snapshot_age.get_or_create(&[]).set(*oldest_xmin_age);
     }
 
     /// Whether this controller leads.
     pub fn leads(&self, leads: bool) {
-        self.leader.set(i64::from(leads));
+        self.leader.get_or_create(&[]).set(i64::from(leads));
     }
 
     /// Which epoch it is, if one was ever established, and whether it is the running database's.
     pub fn epoch(&self, number: Option<i64>, established: bool) {
-        self.epoch.set(number.unwrap_or(0));
-        self.epoch_established.set(i64::from(established));
+        self.epoch.get_or_create(&[]).set(number.unwrap_or(0));
+        self.epoch_established.get_or_create(&[]).set(i64::from(established));
     }
 
     /// Everything, as Prometheus reads it (OpenMetrics text).

@@ -2,16 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::process::{self, default_name, name, ttl};
 use super::{Context, Database, Error};
-use crate::cluster;
-use crate::crd::{Span, SpanError};
-use crate::http::{self, Probes, Readiness};
-use crate::lease::MARGIN_DIVISOR;
+use crate::crd::Span;
+use crate::http::Readiness;
 use crate::manifests::{self, NameError, SYSTEM_NAMESPACE};
 use crate::reconcile::{self, Parts, Settings};
-use crate::store::{Store, StoreConfig};
 
 /// Turn ModelDeployments into plans, and what workers record into their status
 ///
@@ -59,22 +56,6 @@ fn namespace(text: &str) -> Result<String, NameError> {
     manifests::check_label(text).map(|()| text.to_owned())
 }
 
-fn ttl(text: &str) -> Result<Span, String> {
-    let span: Span = text.parse().map_err(|e: SpanError| e.to_string())?;
-    let range = Duration::from_secs(1)..=Duration::from_secs(3600);
-    if range.contains(&span.duration()) { Ok(span) } else { Err("it must be from 1s to 1h".into()) }
-}
-
-fn name(text: &str) -> Result<String, String> {
-    let ok = (1..=253).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
-    if ok { Ok(text.to_owned()) } else { Err("1 to 253 visible ASCII characters are a name".into()) }
-}
-
-fn default_name() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{}-{}", if host.is_empty() { "controller" } else { &host }, std::process::id())
-}
-
 /// Runs until SIGTERM.
 ///
 /// # Errors
@@ -82,30 +63,16 @@ fn default_name() -> String {
 pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
     let Args { database, namespace, watch_namespace, ttl, replica_name, adopt_epoch, listen } = args;
     context.stop_on_signals()?;
-    let replica = replica_name.unwrap_or_else(default_name);
-    let ttl = ttl.duration();
-    let timeout = (ttl / MARGIN_DIVISOR).min(Duration::from_secs(5));
-    let config = StoreConfig { timeout, ..database.config(&format!("palisade controller {replica}")) };
-    let store = Store::new(&config).map_err(|e| Error::usage(e.to_string()))?;
-    let client = cluster::client().await.map_err(|e| {
-        Error::unavailable_next(format!("no cluster: {e}"), "set KUBECONFIG, or run in a pod with a ServiceAccount")
-    })?;
+    let (replica, ttl) = (replica_name.unwrap_or_else(|| default_name("controller")), ttl.duration());
+    let store = process::store(&database, &format!("palisade controller {replica}"), ttl, 8)?;
+    let client = process::client().await?;
     let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
-    let probes = Probes {
-        // The runtime answers: a look that hangs ends with its timeout, and a leader that hangs is replaced.
-        watchdog: Arc::new(|| Ok(())),
-        readiness: readiness.clone(),
-        metrics: Arc::clone(&context.metrics),
-    };
-    let server = http::serve(listen, probes, context.stop.clone())
-        .await
-        .map_err(|e| Error::failed_next(format!("cannot listen on {listen}: {e}"), "choose another --listen"))?;
     let settings = Settings { replica, system_namespace: namespace, watch_namespace, ttl, adopt_epoch };
-    let Context { stop, clock, metrics } = context;
-    let parts = Parts { settings, store: store.clone(), client, metrics, readiness, clock };
-    reconcile::run(parts, stop).await;
-    store.close().await;
-    server.stopped().await;
-    tracing::info!("stopped");
-    Ok(())
+    let (clock, metrics) = (context.clock.clone(), Arc::clone(&context.metrics));
+    let parts = Parts { settings, store: store.clone(), client, metrics, readiness: readiness.clone(), clock };
+    let work = async {
+        reconcile::run(parts, context.stop.clone()).await;
+        store.close().await;
+    };
+    process::with_probes(listen, &context, readiness, work).await
 }

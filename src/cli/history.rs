@@ -135,10 +135,19 @@ fn written(entry: &Entry, last: bool, style: Style) -> [String; 5] {
             format!("{}: {reason}; the newest token was {newest}", entry.outcome)
         }
         (Some(reason), _) => format!("{}: {reason}", entry.outcome),
-        (None, _) => entry.result.as_ref().map(pairs).unwrap_or_default(),
+        (None, _) => entry.result.as_ref().map(told).unwrap_or_default(),
     };
     let worker = or_dash(one_line(entry.worker.as_deref().unwrap_or_default()));
     [time(entry), format!("{branch} {mark} {sequence}"), one_line(&entry.kind), worker, one_line(&detail)]
+}
+
+/// What a write did. Which plan was current then is for its caller, who compares; -o json has it.
+fn told(result: &serde_json::Value) -> String {
+    let mut result = result.clone();
+    if let Some(result) = result.as_object_mut() {
+        result.retain(|key, _| key != "plan" && key != "step_age_ms");
+    }
+    pairs(&result)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod migrate;
 mod model;
 mod operation;
 mod output;
+mod process;
 mod resource;
 mod worker;
 

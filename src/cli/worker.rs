@@ -4,12 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::process::{self, between, default_name, name, ttl};
 use super::{Context, Database, Error};
-use crate::cluster;
 use crate::crd::Span;
-use crate::http::{self, Probes, Readiness};
-use crate::lease::{MARGIN_DIVISOR, SessionConfig};
-use crate::store::{Store, StoreConfig};
+use crate::http::Readiness;
+use crate::lease::SessionConfig;
 use crate::worker::{self, Cluster, WorkerConfig};
 
 /// Roll out ModelDeployments: claim those whose work is due, and carry out their plans under a lease
@@ -51,69 +50,24 @@ pub struct Args {
     listen: SocketAddr,
 }
 
-fn name(text: &str) -> Result<String, String> {
-    let ok = (1..=253).contains(&text.len()) && text.chars().all(|c| c.is_ascii_graphic());
-    if ok { Ok(text.to_owned()) } else { Err("1 to 253 visible ASCII characters are a name".into()) }
-}
-
-fn ttl(text: &str) -> Result<Span, String> {
-    between(text, Duration::from_secs(1), Duration::from_secs(3600))
-}
-
 fn poll(text: &str) -> Result<Span, String> {
     between(text, Duration::from_millis(50), Duration::from_secs(60))
 }
 
-fn between(text: &str, least: Duration, most: Duration) -> Result<Span, String> {
-    let span: Span = text.parse().map_err(|e: crate::crd::SpanError| e.to_string())?;
-    if (least..=most).contains(&span.duration()) {
-        Ok(span)
-    } else {
-        Err(format!("it must be from {least:?} to {most:?}"))
-    }
-}
-
 pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
+    let Args { database, name, ttl, capacity, poll, drain, listen } = args;
     context.stop_on_signals()?;
-    let ttl = args.ttl.duration();
-    let name = args.name.unwrap_or_else(default_name);
-    let timeout = (ttl / MARGIN_DIVISOR).min(Duration::from_secs(5));
-    let connections = u32::from(args.capacity).clamp(4, 32);
-    let config = StoreConfig { timeout, connections, ..args.database.config(&format!("palisade worker {name}")) };
-    let store = Store::new(&config).map_err(|e| Error::usage(e.to_string()))?;
-    let client = cluster::client().await.map_err(|e| {
-        Error::unavailable_next(format!("no cluster: {e}"), "set KUBECONFIG, or run in a pod with a ServiceAccount")
-    })?;
-
+    let (name, ttl) = (name.unwrap_or_else(|| default_name("worker")), ttl.duration());
+    let store = process::store(&database, &format!("palisade worker {name}"), ttl, u32::from(capacity).clamp(4, 32))?;
+    let cluster = Cluster::new(process::client().await?, Arc::clone(&context.metrics));
+    let (clock, observer) = (context.clock.clone(), context.metrics.observer());
+    let session = SessionConfig { clock, observer, ..SessionConfig::new(name, ttl) };
+    let config = WorkerConfig { session, capacity: capacity.into(), poll: poll.duration(), drain: drain.duration() };
     let readiness = Readiness::waiting_for(&["session"]);
-    let probes = Probes {
-        // The runtime answers: what hangs in it loses its lease, and is taken over. A restart would not be quicker.
-        watchdog: Arc::new(|| Ok(())),
-        readiness: readiness.clone(),
-        metrics: Arc::clone(&context.metrics),
+    let work = async {
+        let metrics = Arc::clone(&context.metrics);
+        worker::run(config, store.clone(), cluster, metrics, readiness.clone(), context.stop.clone()).await;
+        store.close().await;
     };
-    let server = http::serve(args.listen, probes, context.stop.clone())
-        .await
-        .map_err(|e| Error::failed_next(format!("cannot listen on {}: {e}", args.listen), "choose another --listen"))?;
-    let session = SessionConfig {
-        clock: context.clock.clone(),
-        observer: context.metrics.observer(),
-        ..SessionConfig::new(name, ttl)
-    };
-    let config = WorkerConfig {
-        session,
-        capacity: args.capacity.into(),
-        poll: args.poll.duration(),
-        drain: args.drain.duration(),
-    };
-    let cluster = Cluster::new(client, Arc::clone(&context.metrics));
-    worker::run(config, store.clone(), cluster, Arc::clone(&context.metrics), readiness, context.stop).await;
-    store.close().await;
-    server.stopped().await;
-    Ok(())
-}
-
-fn default_name() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{}-{}", if host.is_empty() { "worker" } else { &host }, std::process::id())
+    process::with_probes(listen, &context, readiness.clone(), work).await
 }

@@ -198,12 +198,14 @@ impl Session {
         let id = Uuid::new_v4();
         // 244 random bits: two UUIDs of the operating system's randomness.
         let key = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
+        // No call of this session waits for longer than a margin: what is sent is over before the lease is.
+        let store = store.within(config.ttl / MARGIN_DIVISOR);
         let mut tries = Backoff::new(Duration::from_millis(50), Duration::from_millis(400), 3);
-        let sent = loop {
-            let sent = config.clock.now();
+        // The first try may have opened it though its answer was lost: the term is counted from before that one.
+        let sent = config.clock.now();
+        loop {
             match store.open_session(id, &key, &config.worker, config.ttl).await {
-                // Replayed: the first try opened it, an unknown time ago. The first heartbeat will tell; trust nothing yet.
-                Ok(Outcome::Applied(_) | Outcome::Replayed(_)) => break sent,
+                Ok(Outcome::Applied(_) | Outcome::Replayed(_)) => break,
                 Ok(Outcome::Rejected(rejection)) => return Err(SessionError::Rejected(rejection)),
                 Ok(Outcome::Unknown(why)) => return Err(SessionError::Call(CallError::NoAnswer(why))),
                 Err(error) => match tries.next_wait().filter(|_| error.is_transient()) {
@@ -211,7 +213,7 @@ impl Session {
                     None => return Err(error.into()),
                 },
             }
-        };
+        }
         let inner = Arc::new(Inner {
             deadline: AtomicU64::new(Term::renewed(sent, config.ttl).deadline().as_millis()),
             store,

@@ -34,7 +34,7 @@ pub use epochs::EpochStatus;
 pub use history::{Entry, LeaseRow, OperationRow};
 pub use migrate::{MigrateError, Migrated, migrate};
 pub(crate) use naive::Naive;
-pub use plans::{Event, EventCursor, Figures, Grant, Observed, PlanRow, VersionState};
+pub use plans::{Event, EventCursor, Figures, Observed, PlanRow, Takeover, VersionState};
 pub use registry::{Model, Version};
 pub use schema::{SchemaState, schema_state};
 pub use sessions::{Claimed, Heartbeat, Held, Loss, OperationState};
@@ -98,6 +98,13 @@ impl Store {
             .test_before_acquire(false)
             .connect_lazy_with(options);
         Ok(Self { pool, timeout: config.timeout })
+    }
+
+    /// The same pool, for a caller that can wait for `timeout` at the most.
+    #[must_use]
+    pub(crate) fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = self.timeout.min(timeout);
+        self
     }
 
     /// How long one call may take.
