@@ -18,6 +18,7 @@ use super::{Error, call, observe, status};
 use crate::clock::Clock;
 use crate::crd::{ModelDeployment, ModelDeploymentStatus, clip};
 use crate::manifests::names::{CONTROLLER_MANAGER, EPOCH_OBJECT};
+use crate::store::Takeover;
 
 /// The longest note of an event, in bytes, as the API server counts.
 const NOTE_MAX: usize = 1000;
@@ -131,19 +132,21 @@ fn changes(old: &ModelDeploymentStatus, new: &ModelDeploymentStatus, applied: &A
     news
 }
 
-/// Whether the deployment was taken from an owner that had not released it.
+/// Whether the deployment was taken from an owner that had not released it, since the last status.
 async fn takeover(
     context: &Context,
     resource: &str,
     old: &ModelDeploymentStatus,
     new: &ModelDeploymentStatus,
 ) -> Result<Option<News>, Error> {
-    let Some(owner) = new.owner.as_ref().filter(|_| new.fencing_token > old.fencing_token) else { return Ok(None) };
-    let grant = context.store.grant(resource, new.fencing_token).await?;
-    Ok(grant.filter(|grant| grant.kind == "takeover").map(|grant| {
-        let former = old.owner.as_ref().map_or(String::new(), |owner| format!(" from {owner}"));
-        let why = grant.reason.map_or(String::new(), |why| format!(": {why}"));
-        News::bad("Takeover", format!("{owner} took over{former} under token {}{why}", new.fencing_token))
+    if new.fencing_token <= old.fencing_token {
+        return Ok(None);
+    }
+    let taken = context.store.takeover(resource, old.fencing_token, new.fencing_token).await?;
+    Ok(taken.map(|Takeover { token, worker, former, reason }| {
+        let former = former.map_or(String::new(), |former| format!(" from {former}"));
+        let why = reason.map_or(String::new(), |why| format!(": {why}"));
+        News::bad("Takeover", format!("{worker} took over{former} under token {token}{why}"))
     }))
 }
 
@@ -177,5 +180,54 @@ pub(super) async fn alarms(context: Arc<Context>, mut alarms: tokio::sync::mpsc:
             ..ObjectReference::default()
         };
         publish(&context, &about, &News::bad("NoEpoch", message)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::failure;
+    use crate::reconcile::decide::tests::{object, observed, planned};
+    use crate::reconcile::status::tests::recorded;
+    use crate::reconcile::validate::Problem;
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    /// What is told when the registry's view of a CR goes from one to the other.
+    fn told(cr: &ModelDeployment, before: &Applied, after: &Applied) -> Vec<String> {
+        let now = Timestamp::constant(1_000_000, 0);
+        let mut cr = cr.clone();
+        let old = status::status(&cr, before, now);
+        cr.status = Some(old.clone());
+        let new = status::status(&cr, after, now);
+        changes(&old, &new, after).into_iter().map(|news| news.reason).collect()
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let cr = object(json!({"promoteAlias": "champion"}));
+        let unplanned = Applied { observed: observed(1), blocked: None, removing: false };
+        let mut started = unplanned.clone();
+        started.observed.plan = Some(planned(&cr, &observed(1), 1));
+        let plan = started.observed.plan.clone().expect("planned");
+        let mut failed = started.clone();
+        let mut stopped = recorded(&plan, "ready", false);
+        (stopped.failure_reason, stopped.failure_message) = (Some(failure::NOT_READY.into()), Some("slow".into()));
+        failed.observed.deployment = Some(stopped);
+        let mut serving = started.clone();
+        (serving.observed.deployment, serving.observed.promote_version) = (Some(recorded(&plan, "done", true)), Some(1));
+        let problem = Problem { reason: "AliasNotFound", message: "no such alias".into() };
+        let blocked = Applied { blocked: Some(problem), ..serving.clone() };
+        for (before, after, expected) in [
+            (&unplanned, &started, &["RolloutStarted"][..]),
+            (&started, &started, &[]),
+            (&started, &failed, &["RolloutFailed"]),
+            (&failed, &failed, &[]),
+            (&started, &serving, &["Serving", "AliasPromoted"]),
+            (&serving, &blocked, &["AliasNotFound"]),
+            (&blocked, &serving, &[]),
+        ] {
+            assert_eq!(told(&cr, before, after), expected);
+        }
     }
 }

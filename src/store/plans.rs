@@ -56,12 +56,16 @@ pub struct PlanRow {
     pub removed: bool,
 }
 
-/// How a token came about.
+/// A grant of a resource whose last owner had not released it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// `grant`, `takeover`, `release` or `revoke`.
-    pub kind: String,
-    /// Of a takeover or a revocation: why.
+pub struct Takeover {
+    /// The grant's token.
+    pub token: i64,
+    /// Who took over.
+    pub worker: String,
+    /// From whom.
+    pub former: Option<String>,
+    /// Why that was possible.
     pub reason: Option<String>,
 }
 
@@ -147,18 +151,35 @@ impl Store {
             .collect()
     }
 
-    /// How a token of a resource came about, if that was not cleaned away. Needs the role `palisade_reader`.
+    /// The last takeover of a resource with a token above `after` and up to `until`, if there was one. Needs the role
+    /// `palisade_reader`.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn grant(&self, resource: &str, token: i64) -> Result<Option<Grant>, CallError> {
+    pub async fn takeover(&self, resource: &str, after: i64, until: i64) -> Result<Option<Takeover>, CallError> {
         let statement = sqlx::query(
-            "SELECT h.kind, h.reason FROM palisade.grant_history AS h WHERE h.resource = $1 AND h.token = $2",
+            "SELECT h.token, h.worker, h.reason, \
+                    (SELECT f.worker FROM palisade.grant_history AS f \
+                      WHERE f.resource = h.resource AND f.token < h.token AND f.worker IS NOT NULL \
+                      ORDER BY f.token DESC LIMIT 1) AS former \
+             FROM palisade.grant_history AS h \
+             WHERE h.resource = $1 AND h.token > $2 AND h.token <= $3 AND h.kind = 'takeover' \
+             ORDER BY h.token DESC LIMIT 1",
         )
         .bind(resource.to_owned())
-        .bind(token);
-        let rows = self.rows("grant", self.timeout, statement).await?;
-        rows.first().map(|row| Ok(Grant { kind: get(row, "kind")?, reason: get(row, "reason")? })).transpose()
+        .bind(after)
+        .bind(until);
+        let rows = self.rows("takeover", self.timeout, statement).await?;
+        rows.first()
+            .map(|row| {
+                Ok(Takeover {
+                    token: get(row, "token")?,
+                    worker: get::<Option<String>>(row, "worker")?.unwrap_or_default(),
+                    former: get(row, "former")?,
+                    reason: get(row, "reason")?,
+                })
+            })
+            .transpose()
     }
 
     /// The plan of a deployment as it is now.
