@@ -37,7 +37,8 @@ use crate::retry::{Backoff, around};
 use crate::store::{CallError, EpochStatus, Store};
 
 /// Key of the epoch object that says that the database has taken the number over. Until then a lower number in the
-/// database is no loss: the server was restarted twice, and nobody was quick enough in between.
+/// database is no loss: the server was restarted twice, and nobody was quick enough in between. From then on a database
+/// of this incarnation without the number is another one: it was dropped and made anew, or restored, in a running server.
 const TAKEN_OVER_KEY: &str = "establishedAt";
 /// Epochs end here: a token is below 2⁵³.
 const END: i64 = 1 << 21;
@@ -89,7 +90,7 @@ pub fn next_step(status: &EpochStatus, object: Option<&EpochObject>, confirmed: 
     match established {
         Some(number) if ours && number == object.number => return Step::Fine(number),
         Some(number) if number > object.number => return Step::Raise(number),
-        _ if ours && object.number > floor => return Step::Establish(object.number),
+        _ if ours && !object.taken_over && object.number > floor => return Step::Establish(object.number),
         _ => {}
     }
     match status.number {
@@ -187,8 +188,9 @@ impl Allocator {
 
     /// One round of reading and acting. `None`: something changed in between.
     async fn attempt(&self, confirmed: bool) -> Result<Option<i64>, EpochError> {
-        let status = self.store.epoch_status().await?;
+        // The object first: what it says was taken over, the database knows by the time that it is asked.
         let found = self.read().await?;
+        let status = self.store.epoch_status().await?;
         let object = found.as_ref().map(EpochObject::try_from).transpose()?;
         let step = next_step(&status, object.as_ref(), confirmed);
         if !matches!(step, Step::Fine(_)) {
@@ -508,7 +510,7 @@ mod tests {
         let before = "77/1/50/60"; // the same server, before its restart
         let other = "99/1/1/1"; // another server
         let earlier_timeline = "77/0/1/1"; // before this one was promoted
-        let never_taken = EpochObject { taken_over: false, ..object(4, before) };
+        let not_taken = |number, incarnation| EpochObject { taken_over: false, ..object(number, incarnation) };
         for (what, status, object, step) in [
             ("both agree", status(Some(3), true), Some(object(3, RUNNING)), Step::Fine(3)),
             ("a fresh database, a fresh cluster", status(None, false), None, Step::Allocate(0)),
@@ -520,12 +522,24 @@ mod tests {
             ),
             ("a fresh database of the same server", status(None, false), Some(object(9, before)), Step::Allocate(9)),
             ("restarted", status(Some(3), false), Some(object(3, before)), Step::Allocate(3)),
-            ("allocated, not established", status(Some(3), false), Some(object(4, RUNNING)), Step::Establish(4)),
+            ("allocated, not established", status(Some(3), false), Some(not_taken(4, RUNNING)), Step::Establish(4)),
+            (
+                "dropped and made anew in a running server",
+                status(None, false),
+                Some(object(4, RUNNING)),
+                Step::Allocate(4),
+            ),
+            (
+                "restored in a running server",
+                status(Some(3), false),
+                Some(object(4, RUNNING)),
+                Step::Confirm { stored: 3, allocated: 4 },
+            ),
             ("the object is gone", status(Some(3), true), None, Step::Raise(3)),
             ("the object lags", status(Some(3), true), Some(object(2, before)), Step::Raise(3)),
             ("promoted with a lag", status(Some(2), false), Some(object(3, earlier_timeline)), Step::Allocate(3)),
             ("restored", status(Some(2), false), Some(object(3, before)), Step::Confirm { stored: 2, allocated: 3 }),
-            ("restarted twice", status(Some(3), false), Some(never_taken), Step::Allocate(4)),
+            ("restarted twice", status(Some(3), false), Some(not_taken(4, before)), Step::Allocate(4)),
             ("established by hand, below the object", status(Some(1), true), Some(object(5, other)), Step::Allocate(5)),
             ("one number for two databases", status(Some(5), true), Some(object(5, other)), Step::Allocate(5)),
             ("the object was put back by hand", status(Some(5), false), Some(object(3, RUNNING)), Step::Allocate(5)),

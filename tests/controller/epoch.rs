@@ -4,12 +4,12 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, DeleteParams, PostParams};
 use palisade::epoch::{Allocator, EpochError};
 use palisade::manifests::{EPOCH_KEY, EPOCH_OBJECT, INCARNATION_KEY};
-use palisade::store::Store;
+use palisade::store::{Store, StoreConfig};
 use serde_json::json;
 
 use crate::stage::Stage;
 use crate::support::cluster::{api, deployment, fence, from_json};
-use crate::support::postgres::Db;
+use crate::support::postgres::{Db, Server};
 
 fn allocator(stage: &Stage) -> Allocator {
     Allocator::new(stage.store.clone(), stage.admin.clone(), &stage.namespace, Some(&stage.namespace))
@@ -77,6 +77,31 @@ async fn two_replicas_at_once_establish_one_epoch() {
         assert_eq!((a, b), (1, 1), "nobody needed a second number");
         assert_eq!((stored(&stage.store).await, object[EPOCH_KEY].as_str()), ((Some(1), true), "1"));
     }
+}
+
+#[tokio::test]
+async fn two_databases_at_once_get_two_numbers() {
+    let stage = Stage::with("epoch-servers", Db::without_epoch().await, false).await;
+    let server = tokio::task::spawn_blocking(Server::start).await.expect("a server");
+    let other = Store::new(&StoreConfig::new(server.migrated("other").await, "test")).expect("a store");
+    let ours = allocator(&stage);
+    let theirs = Allocator::new(other, stage.admin.clone(), &stage.namespace, Some(&stage.namespace));
+    let (ours, theirs) = tokio::join!(ours.ensure(false), theirs.ensure(false));
+    let mut numbers = [ours.expect("an epoch"), theirs.expect("an epoch")];
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_database_that_was_dropped_and_made_anew_gets_a_new_number() {
+    // In a running server: the incarnation is the same.
+    let stage = Stage::with("epoch-anew", Db::without_epoch().await, false).await;
+    assert_eq!(allocator(&stage).ensure(false).await.expect("an epoch"), 1);
+    let anew = Db::without_epoch().await;
+    let store = Store::new(&StoreConfig::new(anew.url(), "test")).expect("a store");
+    let allocator = Allocator::new(store.clone(), stage.admin.clone(), &stage.namespace, Some(&stage.namespace));
+    assert_eq!(allocator.ensure(false).await.expect("an epoch"), 2);
+    assert_eq!(stored(&store).await, (Some(2), true));
 }
 
 #[tokio::test]

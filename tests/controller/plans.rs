@@ -2,6 +2,8 @@
 
 use kube::ResourceExt;
 use palisade::manifests::FINALIZER;
+use palisade::plan::State;
+use palisade::store::Write;
 use serde_json::json;
 
 use crate::stage::{Stage, condition, version_of};
@@ -173,5 +175,28 @@ async fn a_service_that_somebody_deleted_wakes_a_worker() {
     services.delete("churn", &DeleteParams::default()).await.expect("deleted");
     stage.sql().await.wait_until(&due).await;
     stage.planned("churn", "n.rollout = 1").await;
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn a_takeover_is_told() {
+    let stage = Stage::new("takeover").await;
+    let replica = stage.replica("a").await;
+    stage.create("churn", json!({})).await;
+    stage.planned("churn", "true").await;
+    let (first, claimed) = stage.claim("worker-a").await;
+    let plan = &claimed[0].1.plan;
+    let begin = Write::RecordStep { uid: plan.uid, rollout: plan.rollout, step: "ready", state: State::default() };
+    claimed[0].0.write(begin).await.expect("an answer").applied().expect("recorded");
+    let status = stage.status("churn", "owned", |s| s.owner.as_deref() == Some("worker-a")).await;
+    assert_eq!(status.step.map(|s| s.name).as_deref(), Some("ready"));
+
+    let expire = "UPDATE palisade.session SET expires_at = clock_timestamp() - interval '1 ms' WHERE worker = 'worker-a'";
+    stage.sql().await.run(expire).await;
+    stage.work("worker-b").await;
+    stage.holds("churn", "Ready", "VersionServes").await;
+    let note = stage.told("churn", "Takeover").await;
+    assert!(note.contains("worker-b took over from worker-a"), "{note}");
+    drop(first);
     replica.stop().await;
 }
