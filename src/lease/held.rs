@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -31,6 +32,8 @@ pub(super) struct Holder {
 pub struct Lease {
     holder: Holder,
     state: Mutex<Sent>,
+    /// Something was answered since this was asked last.
+    worked: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -78,7 +81,7 @@ pub enum Settled {
 
 impl Lease {
     pub(super) fn new(holder: Holder) -> Self {
-        Self { holder, state: Mutex::default() }
+        Self { holder, state: Mutex::default(), worked: AtomicBool::new(false) }
     }
 
     pub(super) fn continue_after(&self, sequence: i64) {
@@ -133,6 +136,16 @@ impl Lease {
     /// Ends the lease on this side: what the database or the cluster said shows that it is not ours any more.
     pub fn give_up(&self) {
         self.holder.session.forget(&self.holder.resource, self.holder.token);
+    }
+
+    /// The work under this lease came a call further.
+    pub(crate) fn note_work(&self) {
+        self.worked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has, since this was asked last.
+    pub(crate) fn take_work(&self) -> bool {
+        self.worked.swap(false, Ordering::Relaxed)
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -193,6 +206,7 @@ impl Lease {
         }
         drop(state);
         let outcome = outcome?;
+        self.note_work();
         self.holder.session.config.observer.wrote(write.name(), &outcome);
         self.told(&write, sequence, &outcome);
         Ok(outcome)

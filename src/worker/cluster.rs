@@ -330,6 +330,9 @@ impl Cluster {
         failpoint::before(name);
         let answer = tokio::time::timeout(budget, call()).await;
         failpoint::after(name);
+        if matches!(answer, Ok(Ok(_) | Err(kube::Error::Api(_)))) {
+            lease.note_work();
+        }
         Ok(match answer {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) => Err(Silence::Api(status)),

@@ -1,5 +1,6 @@
 //! One deployment's rollout, under one lease: which step comes next, and what each way of stopping means.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,6 +142,7 @@ pub(super) struct Rollout<'a> {
 
 /// Works on a claimed deployment until it is done, cannot go on, or is not ours any more.
 pub(super) async fn run(context: &Context, lease: &Lease, claimed: Claimed) {
+    let claimed_progress = claimed.plan.progress();
     let work = async {
         let mut rollout = Rollout::new(context, lease, &claimed);
         let mut recorded = claimed.deployment;
@@ -160,12 +162,28 @@ pub(super) async fn run(context: &Context, lease: &Lease, claimed: Claimed) {
         biased;
         ended = work => ended,
         () = lease.lost() => Err(Halt::Lost),
+        never = report(lease, claimed_progress) => match never {},
     };
     let (resource, token) = (lease.resource(), lease.token());
     match ended {
         Ok(()) => tracing::info!(resource, %token, "done"),
         Err(Halt::Lost) => tracing::warn!(resource, %token, "the lease is lost: left as it is, for its next owner"),
         Err(halt) => tracing::info!(resource, %token, "left: {halt:?}"),
+    }
+}
+
+/// Reports progress while calls are answered, however slowly: a busy API server is not a hung handler. Otherwise many
+/// rollouts at once would take each other's leases away, and none would come to its end.
+async fn report(lease: &Lease, progress: Duration) -> Infallible {
+    loop {
+        tokio::time::sleep((progress / 6).max(Duration::from_millis(500))).await;
+        if lease.take_work()
+            && let Err(error) = lease.progress().await
+        {
+            // The heartbeat decides when the database was silent for too long.
+            tracing::debug!(resource = lease.resource(), "progress not reported: {error}");
+            lease.note_work();
+        }
     }
 }
 
