@@ -12,8 +12,14 @@
     reason = "a test that cannot go on says so by panicking"
 )]
 
+mod support;
+
 mod chaos {
+    mod arena;
+    mod frozen;
     mod history;
+    mod observe;
     mod planted;
     mod rules;
+    mod run;
 }

@@ -192,8 +192,8 @@ pub struct Call {
     pub end: End,
     /// What an unknown one turned out to be when its caller settled it.
     pub settled: Option<bool>,
-    /// The API server refused it with 403, and a newer token was found on the object.
-    pub stale: bool,
+    /// The API server's policies refused it (403): the object carries a greater fence.
+    pub refused: bool,
 }
 
 impl Call {
@@ -296,9 +296,7 @@ pub fn parse(process: &str, text: &str) -> Vec<Line> {
 pub fn assemble(lines: &[Line]) -> (Vec<Call>, Vec<Granted>) {
     struct Open {
         call: Call,
-        ended: bool,
         silent: bool,
-        refused: bool,
     }
     let mut granted = Vec::new();
     let mut open: BTreeMap<(String, Token, i64), Open> = BTreeMap::new();
@@ -319,9 +317,9 @@ pub fn assemble(lines: &[Line]) -> (Vec<Call>, Vec<Granted>) {
                     invoked: *at,
                     end: End::Unknown,
                     settled: None,
-                    stale: false,
+                    refused: false,
                 };
-                let before = open.insert(key, Open { call, ended: false, silent: false, refused: false });
+                let before = open.insert(key, Open { call, silent: false });
                 assert!(before.is_none(), "{process} used a fence twice: {line:?}");
             }
             what => {
@@ -330,19 +328,17 @@ pub fn assemble(lines: &[Line]) -> (Vec<Call>, Vec<Granted>) {
                     "silent" | "answer:408" => this.silent = true,
                     // Whatever the API server says with a 5xx, it may have done it.
                     answer if answer.starts_with("answer:5") => this.silent = true,
-                    answer if answer.starts_with("answer:") => this.refused |= answer == "answer:403",
+                    answer if answer.starts_with("answer:") => this.call.refused |= answer == "answer:403",
                     "settled:applied" => this.call.settled = Some(true),
                     "settled:never" => this.call.settled = Some(false),
-                    "applied" | "replayed" => (this.call.end, this.ended) = (End::Applied, true),
-                    "unknown" => this.ended = true,
+                    "applied" | "replayed" => this.call.end = End::Applied,
+                    "unknown" => {}
                     // Not applied, if every try was answered.
                     ended if ended == "failed" || ended.starts_with("rejected:") => {
-                        this.ended = true;
                         let registry = this.call.object().is_none();
                         if registry || !this.silent {
                             this.call.end = End::Never;
                         }
-                        this.call.stale = this.refused && ended == "rejected:stale";
                     }
                     _ => panic!("what is this? {line:?}"),
                 }

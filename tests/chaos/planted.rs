@@ -45,7 +45,7 @@ fn call(process: &str, token: i64, sequence: i64, call: &str, at: i64, end: End)
         invoked: at as u64 * 1000,
         end,
         settled: None,
-        stale: false,
+        refused: false,
     }
 }
 
@@ -145,7 +145,7 @@ fn clean() -> History {
     let calls = vec![
         call("w1", 1, 1, "record_step", SECOND + 50, End::Applied),
         call("w1", 1, 2, apply, SECOND + 200, End::Applied),
-        Call { stale: true, ..call("w1", 1, 3, "scale Deployment team/a-r1", 8 * SECOND, End::Never) },
+        Call { refused: true, ..call("w1", 1, 3, "scale Deployment team/a-r1", 8 * SECOND, End::Never) },
         call("w1", 1, 4, "record_step", 8 * SECOND, End::Never),
         Call { settled: Some(false), ..call("w1", 1, 5, "record_step", 8 * SECOND, End::Unknown) },
         call("w2", 2, 1, seal, 5 * SECOND + 10, End::Applied),
@@ -418,7 +418,7 @@ fn a_history_in_which_no_fault_struck_is_reported() {
 #[test]
 fn a_history_in_which_no_stale_write_was_refused_is_reported() {
     planted(Rule::NotVacuous, |h| h.registry.refusals.clear());
-    planted(Rule::NotVacuous, |h| h.calls[2].stale = false);
+    planted(Rule::NotVacuous, |h| h.calls[2].refused = false);
 }
 
 #[test]
@@ -449,7 +449,7 @@ fn an_account_is_read_up_to_the_line_that_the_writer_was_killed_in() {
                 510\tappl";
     let (calls, granted) = assemble(&parse("w1", text));
     assert_eq!(granted.len(), 1);
-    let ends: Vec<_> = calls.iter().map(|call| (call.sequence, call.end, call.stale)).collect();
+    let ends: Vec<_> = calls.iter().map(|call| (call.sequence, call.end, call.refused)).collect();
     // Where a try got no answer, a newer token on the object does not say that it was not applied before.
     let expected =
         [(1, End::Applied, false), (2, End::Unknown, false), (3, End::Never, true), (4, End::Unknown, false)];
