@@ -94,7 +94,10 @@ spawn() {
   ) &
   # Or bash would report its end, in words that nobody can read.
   disown $!
-  until [[ -s $dir/$name.pid ]]; do pause 0.002; done
+  until [[ -s $dir/$name.pid ]]; do
+    kill -0 $! 2>/dev/null || [[ -s $dir/$name.pid ]] || die "$name cannot be started: is $dir writable, and the disk not full?"
+    pause 0.002
+  done
 }
 
 # running DIR NAME: whether the process that spawn started still runs; its PID in REPLY.
