@@ -356,7 +356,7 @@ mod tests {
             "palisade_refused_writes_total{reason=\"stale\"} 1",
             "palisade_unknown_outcomes_total{call=\"set_alias\"} 1",
             "palisade_step_duration_seconds_count{step=\"verify\",result=\"ok\"} 1",
-            "palisade_queue_depth 7",
+            "palisade_queue_depth{} 7",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }
