@@ -1212,7 +1212,7 @@ BEGIN
             jsonb_build_object('step', record_step.step, 'rollout', record_step.rollout));
     END IF;
     RETURN palisade.leave(record_step.resource, record_step.token, record_step.sequence, 'record_step', v_args, v_reason,
-        jsonb_build_object('plan', palisade.plan_mark(record_step.resource), 'step_age_ms',
+        jsonb_build_object('step', record_step.step, 'plan', palisade.plan_mark(record_step.resource), 'step_age_ms',
             (SELECT palisade.milliseconds(clock_timestamp() - d.step_started_at) FROM palisade.deployment AS d WHERE d.resource = record_step.resource)));
 END
 $$;
