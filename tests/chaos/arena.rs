@@ -14,6 +14,7 @@ use palisade::crd::ModelDeployment;
 use palisade::manifests::{CONTROLLER_ACCOUNT, SYSTEM_NAMESPACE, Settings, WORKER_ACCOUNT};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use tokio::sync::MutexGuard;
 
 use super::history::{Fault, FaultKind, Revision};
 use super::observe;
@@ -23,7 +24,7 @@ use crate::support::postgres::{Conn, LOGINS, Server};
 /// The TTL of the workers' sessions.
 pub const TTL: Duration = Duration::from_secs(2);
 /// How long the whole system may take for something that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 const DATABASE: &str = "chaos";
 
 /// A line each, `function ==> what its source says ==> what it says instead`, `sql ==> statement` or `policy ==> name`:
@@ -39,6 +40,8 @@ pub struct Arena {
     pub revisions: Arc<Mutex<Vec<Revision>>>,
     pub faults: Mutex<Vec<Fault>>,
     watches: tokio::task::JoinSet<()>,
+    /// One at a time: each has a whole control plane.
+    _alone: MutexGuard<'static, ()>,
     controller: Option<Process>,
     worker_kubeconfig: PathBuf,
 }
@@ -52,6 +55,8 @@ pub fn now() -> u64 {
 impl Arena {
     /// Everything but workers: an epoch is established, and the model `churn` has two versions.
     pub async fn start() -> Arena {
+        static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let alone = ALONE.lock().await;
         let dir = tempfile::Builder::new().prefix("palisade-chaos-").tempdir().expect("a folder");
         let (server, cluster) = tokio::join!(postgres(), Cluster::start());
         cluster.install_policies(&Settings::new(SYSTEM_NAMESPACE, [], None).expect("settings")).await;
@@ -70,6 +75,7 @@ impl Arena {
             revisions,
             faults: Mutex::default(),
             watches,
+            _alone: alone,
             controller: None,
             worker_kubeconfig,
         };
