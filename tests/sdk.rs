@@ -1,5 +1,10 @@
 //! The worker library against a real Postgres, behind a proxy that loses things: every call ends as a fact.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so by panicking"
+)]
 
 mod support;
 
@@ -38,7 +43,12 @@ async fn stage_with(clock: Clock) -> Stage {
     let db = Db::new().await;
     let proxy = Proxy::start(db.server.port()).await;
     let direct = Store::new(&StoreConfig::new(db.url(), "set-up")).expect("a store");
-    direct.register_model("churn", "", &json!({}), Uuid::new_v4()).await.expect("an answer").applied().expect("registered");
+    direct
+        .register_model("churn", "", &json!({}), Uuid::new_v4())
+        .await
+        .expect("an answer")
+        .applied()
+        .expect("registered");
     for _ in 0..2 {
         let digest = format!("sha256:{}", "a".repeat(64));
         let outcome = direct.register_version("churn", "s3://churn", &digest, &json!({}), Uuid::new_v4()).await;
@@ -67,7 +77,9 @@ impl Stage {
 
     async fn applied(&self, call: &str) -> i64 {
         let mut sql = self.db.connect().await;
-        let count = sql.number(&format!("SELECT count(*) FROM palisade.operation WHERE kind = '{call}' AND outcome = 'applied'")).await;
+        let count = sql
+            .number(&format!("SELECT count(*) FROM palisade.operation WHERE kind = '{call}' AND outcome = 'applied'"))
+            .await;
         sql.close().await;
         count
     }
@@ -260,7 +272,9 @@ async fn a_grant_whose_answer_was_lost_is_found_again_and_given_back() {
 async fn a_lease_that_another_session_holds_is_refused_with_its_owner_and_the_time_left() {
     let stage = stage().await;
     let _held = stage.session.acquire("retraining/churn", None).await.expect("a lease");
-    let other = Session::open(stage.store.clone(), SessionConfig::new("other", Duration::from_secs(5))).await.expect("a session");
+    let other = Session::open(stage.store.clone(), SessionConfig::new("other", Duration::from_secs(5)))
+        .await
+        .expect("a session");
     match other.acquire("retraining/churn", None).await {
         Err(AcquireError::Rejected(rejection)) => {
             assert_eq!(rejection.reason, Reason::Held);

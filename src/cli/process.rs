@@ -19,7 +19,11 @@ pub(super) fn ttl(text: &str) -> Result<Span, String> {
 
 pub(super) fn between(text: &str, least: Duration, most: Duration) -> Result<Span, String> {
     let span: Span = text.parse().map_err(|e: SpanError| e.to_string())?;
-    if (least..=most).contains(&span.duration()) { Ok(span) } else { Err(format!("it must be from {least:?} to {most:?}")) }
+    if (least..=most).contains(&span.duration()) {
+        Ok(span)
+    } else {
+        Err(format!("it must be from {least:?} to {most:?}"))
+    }
 }
 
 pub(super) fn name(text: &str) -> Result<String, String> {
@@ -48,7 +52,10 @@ pub(super) async fn client() -> Result<kube::Client, Error> {
 
 /// Does the work, and answers probes until it has ended: a process that drains is alive, and says so.
 pub(super) async fn with_probes(
-    listen: SocketAddr, context: &Context, readiness: Readiness, work: impl Future<Output = ()>,
+    listen: SocketAddr,
+    context: &Context,
+    readiness: Readiness,
+    work: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let pulse = Pulse::new(context.clock.clone());
     let probes = Probes { watchdog: pulse.watchdog(), readiness, metrics: Arc::clone(&context.metrics) };

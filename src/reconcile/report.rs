@@ -215,7 +215,8 @@ mod tests {
         (stopped.failure_reason, stopped.failure_message) = (Some(failure::NOT_READY.into()), Some("slow".into()));
         failed.observed.deployment = Some(stopped);
         let mut serving = started.clone();
-        (serving.observed.deployment, serving.observed.promote_version) = (Some(recorded(&plan, "done", true)), Some(1));
+        (serving.observed.deployment, serving.observed.promote_version) =
+            (Some(recorded(&plan, "done", true)), Some(1));
         let problem = Problem { reason: "AliasNotFound", message: "no such alias".into() };
         let blocked = Applied { blocked: Some(problem), ..serving.clone() };
         for (before, after, expected) in [

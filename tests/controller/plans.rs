@@ -191,7 +191,8 @@ async fn a_takeover_is_told() {
     let status = stage.status("churn", "owned", |s| s.owner.as_deref() == Some("worker-a")).await;
     assert_eq!(status.step.map(|s| s.name).as_deref(), Some("ready"));
 
-    let expire = "UPDATE palisade.session SET expires_at = clock_timestamp() - interval '1 ms' WHERE worker = 'worker-a'";
+    let expire =
+        "UPDATE palisade.session SET expires_at = clock_timestamp() - interval '1 ms' WHERE worker = 'worker-a'";
     stage.sql().await.run(expire).await;
     stage.work("worker-b").await;
     stage.holds("churn", "Ready", "VersionServes").await;
