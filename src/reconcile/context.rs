@@ -189,6 +189,13 @@ impl Context {
         memory.get(key).cloned().unwrap_or_default()
     }
 
+    /// A look came to its end. Nothing is remembered anew: the CR may be gone by now.
+    pub(super) fn succeeded(&self, key: &ObjectRef<Meta>) {
+        if let Some(memory) = self.memory.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
+            memory.failures = 0;
+        }
+    }
+
     /// The CR is gone.
     pub(super) fn forget(&self, key: &ObjectRef<Meta>) {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).remove(key);

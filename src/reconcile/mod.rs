@@ -173,7 +173,7 @@ async fn look(object: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error>
     let result = if looked.is_ok() { ResultLabel::Ok } else { ResultLabel::Error };
     context.metrics.reconciled(result, context.clock.now().since(began));
     if looked.is_ok() {
-        context.remember(&key, |memory| memory.failures = 0);
+        context.succeeded(&key);
     }
     looked
 }

@@ -80,6 +80,34 @@ async fn two_replicas_at_once_establish_one_epoch() {
 }
 
 #[tokio::test]
+async fn after_a_restart_of_the_database_a_new_epoch_is_allocated_and_work_goes_on() {
+    // Until the process ends: the database's value wants a server that outlives it.
+    let server: &'static Server =
+        Box::leak(Box::new(tokio::task::spawn_blocking(Server::start).await.expect("a server")));
+    server.migrated("restarted").await;
+    let db = Db { name: "restarted".to_owned(), server };
+    let stage = Stage::with("epoch-restart", db, false).await;
+    let replica = stage.replica("a").await;
+    stage.epoch_is("1").await;
+    replica.ready().await;
+    stage.register("churn", 1).await;
+    stage.create("churn", json!({})).await;
+    stage.planned("churn", "true").await;
+    let before = stage.work("worker-a").await;
+    stage.holds("churn", "Ready", "VersionServes").await;
+
+    tokio::task::spawn_blocking(|| (server.crash(), server.start_again())).await.expect("it runs again");
+    stage.epoch_is("2").await;
+    stage.patch("churn", json!({"spec": {"replicas": 2}})).await;
+    stage.planned("churn", "n.spec->>'replicas' = '2'").await;
+    let after = stage.work("worker-a").await;
+    assert_eq!((before[0] >> 32, after[0] >> 32), (1, 2), "{before:?} {after:?}");
+    stage.status("churn", "the new token", |s| s.fencing_token >= after[0]).await;
+    replica.stop().await;
+    server.stop();
+}
+
+#[tokio::test]
 async fn two_databases_at_once_get_two_numbers() {
     let stage = Stage::with("epoch-servers", Db::without_epoch().await, false).await;
     let server = tokio::task::spawn_blocking(Server::start).await.expect("a server");
