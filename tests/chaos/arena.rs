@@ -25,6 +25,8 @@ use crate::support::postgres::{Conn, LOGINS, Server};
 pub const TTL: Duration = Duration::from_secs(2);
 /// How long the whole system may take for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(180);
+/// Deployments that a worker works on at once.
+pub const CAPACITY: usize = 8;
 const DATABASE: &str = "chaos";
 
 /// A line each, `function ==> what its source says ==> what it says instead`, `sql ==> statement` or `policy ==> name`:
@@ -42,6 +44,8 @@ pub struct Arena {
     watches: tokio::task::JoinSet<()>,
     /// One at a time: each has a whole control plane.
     _alone: MutexGuard<'static, ()>,
+    /// How many writes were refused before: to see whether the policies are in force.
+    pub denied_before: u64,
     controller: Option<Process>,
     worker_kubeconfig: PathBuf,
 }
@@ -76,9 +80,11 @@ impl Arena {
             faults: Mutex::default(),
             watches,
             _alone: alone,
+            denied_before: 0,
             controller: None,
             worker_kubeconfig,
         };
+        arena.denied_before = arena.denied();
         arena.break_product().await;
         let url = arena.server.url_of("controller_login", DATABASE);
         let args = ["controller", "--replica-name", "c1", "--ttl", "5s", "--watch-namespace", &arena.namespace];
@@ -127,7 +133,8 @@ impl Arena {
     /// up, but sends what it was about to send.
     pub fn worker(&self, name: &str, stop_at: Option<&str>, blind: bool) -> Process {
         let url = self.server.url_of("worker_login", DATABASE);
-        let args = ["worker", "--name", name, "--ttl", "2s", "--poll", "200ms", "--capacity", "8"];
+        let capacity = CAPACITY.to_string();
+        let args = ["worker", "--name", name, "--ttl", "2s", "--poll", "200ms", "--capacity", &capacity];
         let mut environment: Vec<_> = stop_at.iter().map(|point| ("PALISADE_STOP_AT", *point)).collect();
         if blind {
             environment.push(("PALISADE_BLIND", "1"));
@@ -142,6 +149,20 @@ impl Arena {
 
     fn deployments(&self) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), &self.namespace, &ApiResource::erase::<ModelDeployment>(&()))
+    }
+
+    /// How often the API server refused a write because of its fence: it counts for itself.
+    pub fn denied(&self) -> u64 {
+        let output = tokio::task::block_in_place(|| self.cluster.kubectl(&["get", "--raw", "/metrics"]));
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let denied = |line: &&str| {
+            line.starts_with("apiserver_validating_admission_policy_check_total")
+                && line.contains("policy=\"palisade-fence\"")
+                && line.contains("enforcement_action=\"deny\"")
+        };
+        let count = |line: &str| line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok()).expect("a count");
+        text.lines().filter(denied).map(count).sum::<f64>() as u64
     }
 
     /// The cluster's revision now.

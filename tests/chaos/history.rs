@@ -67,6 +67,8 @@ pub struct Event {
 #[derive(Clone, Debug)]
 pub struct Session {
     pub id: String,
+    pub worker: String,
+    pub opened_at: Micros,
     pub expires_at: Micros,
     pub closed_at: Option<Micros>,
 }
@@ -192,8 +194,6 @@ pub struct Call {
     pub end: End,
     /// What an unknown one turned out to be when its caller settled it.
     pub settled: Option<bool>,
-    /// The API server's policies refused it (403): the object carries a greater fence.
-    pub refused: bool,
 }
 
 impl Call {
@@ -250,6 +250,8 @@ pub struct Terms {
     pub poll: Micros,
     /// What a takeover may take beyond TTL and poll: a busy machine.
     pub margin: Micros,
+    /// Deployments that a worker works on at once.
+    pub capacity: usize,
     /// From when to when nothing may be written any more.
     pub quiet: (Micros, Micros),
     /// The cluster's revision when that began.
@@ -267,6 +269,9 @@ pub struct History {
     pub calls: Vec<Call>,
     pub granted: Vec<Granted>,
     pub faults: Vec<Fault>,
+    /// Writes that the API server refused because of their fence, by its own count: also those whose sender was gone
+    /// when the answer came.
+    pub denied: u64,
     pub terms: Terms,
 }
 
@@ -317,7 +322,6 @@ pub fn assemble(lines: &[Line]) -> (Vec<Call>, Vec<Granted>) {
                     invoked: *at,
                     end: End::Unknown,
                     settled: None,
-                    refused: false,
                 };
                 let before = open.insert(key, Open { call, silent: false });
                 assert!(before.is_none(), "{process} used a fence twice: {line:?}");
@@ -328,7 +332,7 @@ pub fn assemble(lines: &[Line]) -> (Vec<Call>, Vec<Granted>) {
                     "silent" | "answer:408" => this.silent = true,
                     // Whatever the API server says with a 5xx, it may have done it.
                     answer if answer.starts_with("answer:5") => this.silent = true,
-                    answer if answer.starts_with("answer:") => this.call.refused |= answer == "answer:403",
+                    answer if answer.starts_with("answer:") => {}
                     "settled:applied" => this.call.settled = Some(true),
                     "settled:never" => this.call.settled = Some(false),
                     "applied" | "replayed" => this.call.end = End::Applied,
@@ -384,7 +388,7 @@ pub enum Rule {
     S12FenceNeverFalls,
     /// In the end the cluster shows what the registry says.
     S13ClusterIsWhatIsRecorded,
-    /// A dead or paused owner is replaced within TTL, poll and margin.
+    /// A dead or paused owner is replaced within TTL, poll and margin of the time in which another one has a place free.
     L1TakenOverInTime,
     /// After the last fault everything becomes what was wanted, and writes stop.
     L2Settles,

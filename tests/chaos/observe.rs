@@ -170,8 +170,10 @@ pub async fn registry(sql: &mut Conn) -> Registry {
             commit: field(&r, "commit"),
         })
         .await,
-        sessions: rows(sql, "SELECT id, us(expires_at) AS expires_at, us(closed_at) AS closed_at FROM palisade.session", |r| Session {
+        sessions: rows(sql, "SELECT id, worker, us(opened_at) AS opened_at, us(expires_at) AS expires_at, us(closed_at) AS closed_at FROM palisade.session", |r| Session {
             id: field(&r, "id"),
+            worker: field(&r, "worker"),
+            opened_at: field(&r, "opened_at"),
             expires_at: field(&r, "expires_at"),
             closed_at: field(&r, "closed_at"),
         })

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use rustix::process::Signal;
 
-use super::arena::{Arena, Process, TTL, now};
+use super::arena::{Arena, CAPACITY, Process, TTL, now};
 use super::history::{Call, End, FaultKind, Granted, History, Micros, Terms};
 use super::{observe, rules};
 
@@ -18,9 +18,9 @@ const WORKERS: usize = 3;
 
 /// Between the look at the lease and the call: where a pause does the most harm. And after the call: where what was done
 /// is not known yet.
-const CLUSTER_POINTS: [&str; 5] =
-    ["apply/apply/before", "switch/apply/before", "seal/seal/before", "retire/scale/before", "apply/apply/after"];
-const REGISTRY_POINTS: [&str; 7] = [
+const CLUSTER_POINTS: [&str; 3] = ["apply/apply/before", "switch/apply/before", "seal/seal/before"];
+const REGISTRY_POINTS: [&str; 8] = [
+    "apply/apply/after",
     "switch/record_serving/before",
     "ready/record_step/before",
     "drain/record_step/before",
@@ -30,9 +30,8 @@ const REGISTRY_POINTS: [&str; 7] = [
     "-/claim/after",
 ];
 
-/// How long after a takeover is due it must have happened: two cores run a control plane, Postgres, and all of this, and
-/// the others take over when they have a place free.
-const MARGIN: Duration = Duration::from_secs(15);
+/// How long after a takeover is due it must have happened: two cores run a control plane, Postgres, and all of this.
+const MARGIN: Duration = Duration::from_secs(10);
 /// Nothing may be written for so long in the end.
 const QUIET: Duration = Duration::from_secs(4);
 
@@ -269,10 +268,12 @@ pub async fn collect(arena: &mut Arena, expected: &[FaultKind], stale_writes: bo
         calls,
         granted,
         faults,
+        denied: arena.denied().saturating_sub(arena.denied_before),
         terms: Terms {
             ttl: micros(TTL),
             poll: micros(Duration::from_millis(240)),
             margin: micros(MARGIN),
+            capacity: CAPACITY,
             quiet: (from, until),
             quiet_version,
             faults: expected.to_vec(),
@@ -294,7 +295,7 @@ fn report(history: &History, chaos: f64, settling: f64) {
         "{chaos:.0} s of chaos, then {settling:.1} s until all were Ready\n\
          faults: {struck:?}\n\
          grants: {} + {} takeovers, {} told of; registry writes: {}; refused: {reasons:?}\n\
-         calls: {} applied, {} never, {} unknown ({} settled), {} stale at the cluster; object revisions: {}\n\
+         calls: {} applied, {} never, {} unknown ({} settled), {} refused by the cluster's policy; object revisions: {}\n\
          writes a second: {:.0}",
         kinds("grant"),
         kinds("takeover"),
@@ -308,7 +309,7 @@ fn report(history: &History, chaos: f64, settling: f64) {
         ends(End::Never),
         ends(End::Unknown),
         calls.iter().filter(|call| call.settled.is_some()).count(),
-        rules::stale_at_the_cluster(history),
+        history.denied,
         revisions.len(),
         calls.len() as f64 / (chaos + settling),
     );
