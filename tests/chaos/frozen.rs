@@ -40,7 +40,7 @@ async fn all_say(workers: &[Process], text: &str, within: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_api_server_hangs_no_call_past_its_timeout_and_costs_no_session() {
-    let (arena, workers) = serving().await;
+    let (arena, mut workers) = serving().await;
     let pid = arena.cluster.pid("kube-apiserver");
     for number in 0..DEPLOYMENTS {
         arena.roll(number, 2).await;
@@ -71,8 +71,11 @@ async fn a_frozen_api_server_hangs_no_call_past_its_timeout_and_costs_no_session
     assert_eq!(before, after, "a session was lost, though only the API server was frozen");
     sql.close().await;
     arena.all_ready(DEPLOYMENTS, 2).await;
-    drop(workers.map(|mut worker| assert!(worker.is_running(), "{}", worker.text())));
+    for worker in &mut workers {
+        assert!(worker.is_running(), "{}", worker.text());
+    }
     check(arena, FaultKind::ApiServerFrozen).await;
+    drop(workers);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -48,10 +48,6 @@ pub struct Operation {
 
 #[derive(Clone, Debug)]
 pub struct Refusal {
-    pub resource: String,
-    pub token: Option<Token>,
-    pub sequence: Option<i64>,
-    pub kind: String,
     pub reason: String,
 }
 
@@ -99,7 +95,6 @@ pub struct Plan {
     pub uid: String,
     pub rollout: i64,
     pub version: i64,
-    pub promote_alias: Option<String>,
 }
 
 /// The registry's side, read at the end.

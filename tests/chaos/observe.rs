@@ -154,14 +154,7 @@ pub async fn registry(sql: &mut Conn) -> Registry {
             commit: field(&r, "commit"),
         })
         .await,
-        refusals: rows(sql, "SELECT resource, token, sequence, kind, reason FROM palisade.refusal", |r| Refusal {
-            resource: field(&r, "resource"),
-            token: field(&r, "token"),
-            sequence: field(&r, "sequence"),
-            kind: field(&r, "kind"),
-            reason: field(&r, "reason"),
-        })
-        .await,
+        refusals: rows(sql, "SELECT reason FROM palisade.refusal", |r| Refusal { reason: field(&r, "reason") }).await,
         events: rows(sql, "SELECT id, resource, kind, data, committed(xmin) AS commit FROM palisade.event", |r| Event {
             id: field(&r, "id"),
             resource: field(&r, "resource"),
@@ -201,7 +194,6 @@ pub async fn registry(sql: &mut Conn) -> Registry {
             uid: field(&r, "uid"),
             rollout: field(&r, "rollout"),
             version: field(&r["spec"], "version"),
-            promote_alias: field(&r["spec"], "promoteAlias"),
         })
         .await,
         queue: rows(sql, "SELECT resource FROM palisade.queue", |r| field(&r, "resource")).await,

@@ -100,13 +100,7 @@ fn clean() -> History {
             operation(2, 5, "record_done", 6 * SECOND + 100),
             operation(2, 6, "release", 7 * SECOND),
         ],
-        refusals: vec![Refusal {
-            resource: A.into(),
-            token: Some(T + 1),
-            sequence: Some(4),
-            kind: "record_step".into(),
-            reason: "stale".into(),
-        }],
+        refusals: vec![Refusal { reason: "stale".into() }],
         events: vec![
             event(1, "planned", json!({"rollout": 1}), 1),
             event(2, "step", json!({"rollout": 1, "step": "apply"}), SECOND + 100),
@@ -136,13 +130,7 @@ fn clean() -> History {
             serving_revision: Some("r1".into()),
             failure: None,
         }],
-        plans: vec![Plan {
-            resource: A.into(),
-            uid: "u".into(),
-            rollout: 1,
-            version: 1,
-            promote_alias: Some("champion".into()),
-        }],
+        plans: vec![Plan { resource: A.into(), uid: "u".into(), rollout: 1, version: 1 }],
         queue: vec![],
         idle_in_transaction: 0,
     };
