@@ -257,6 +257,65 @@ async fn a_connection_that_owes_an_answer_is_thrown_away() {
 }
 
 #[tokio::test]
+async fn a_write_that_was_applied_before_a_restart_is_not_called_rejected_after_it() {
+    let stage = stage().await;
+    let lease = stage.planned().await;
+    lease.write(set_alias(1)).await.expect("an answer").applied().expect("set");
+    // Every connection is answered by a server that has no epoch yet, as right after a crash.
+    stage
+        .db
+        .connect()
+        .await
+        .run("UPDATE palisade.epoch SET postmaster_start = postmaster_start - interval '1 hour'")
+        .await;
+    let mut conn = stage.db.connect().await;
+    assert_eq!(
+        lease.status(1).await.expect("an answer"),
+        OperationState::Applied(json!({"model": "churn", "alias": "champion", "version": 1}))
+    );
+    // The same fence again, as a client would send it whose first answer was lost in the crash.
+    let again = conn.text("SELECT (palisade.enter(resource, token, sequence, 'no key', kind, args_hash)).reason FROM palisade.operation WHERE kind = 'set_alias'").await;
+    assert_eq!(again, "epoch_not_established", "a stranger is told nothing");
+    conn.close().await;
+    let outcome = lease.write(set_alias(2)).await.expect("an outcome");
+    assert!(
+        matches!(outcome, Outcome::Rejected(_) | Outcome::Unknown(_)),
+        "a new write is not applied without an epoch: {outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_lease_that_is_dropped_without_a_release_is_found_and_given_back() {
+    let stage = stage().await;
+    let kept = stage.session.acquire("retraining/fraud", None).await.expect("a lease");
+    let lease = stage.session.acquire("retraining/churn", None).await.expect("a lease");
+    lease.write(set_alias(1)).await.expect("an answer").applied().expect("set");
+    assert!(!stage.session.has_strays());
+    drop(lease);
+    assert!(stage.session.has_strays());
+    assert_eq!(stage.session.release_unknown().await.expect("an answer"), 1);
+    assert!(!stage.session.has_strays());
+    let held = stage.session.held().await.expect("an answer");
+    assert_eq!(held.iter().map(|held| held.token).collect::<Vec<_>>(), [kept.token()]);
+}
+
+#[tokio::test]
+async fn a_plan_that_this_release_cannot_read_is_left_to_others_and_stops_nobody() {
+    let stage = stage().await;
+    drop(stage.planned().await);
+    stage.session.release_unknown().await.expect("an answer");
+    let mut sql = stage.db.connect().await;
+    sql.run("UPDATE palisade.plan SET spec = spec || '{\"strategy\": \"OfTomorrow\"}'").await;
+    assert!(stage.session.claim(5).await.expect("an answer").is_empty());
+    assert!(stage.session.held().await.expect("an answer").iter().all(|held| held.resource != DEPLOYMENT));
+    assert_eq!(
+        sql.number("SELECT count(*) FROM palisade.queue WHERE due_at > clock_timestamp() + interval '30 s'").await,
+        1
+    );
+    sql.close().await;
+}
+
+#[tokio::test]
 async fn a_grant_whose_answer_was_lost_is_found_again_and_given_back() {
     let stage = stage().await;
     stage.proxy.on_next("palisade.acquire(", Fault::LoseAnswer);

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::keeper::Inner;
 use super::{Fence, MARGIN_DIVISOR, Token};
 use crate::failpoint;
-use crate::outcome::{Outcome, Rejection};
+use crate::outcome::{Outcome, Reason, Rejection};
 use crate::plan::PlanMark;
 use crate::retry::Backoff;
 use crate::store::{Address, CallError, OperationState, Store, Write};
@@ -27,7 +27,8 @@ pub(super) struct Holder {
 }
 
 /// The ownership of one resource under one token. It can be shared by the tasks of one piece of work; its writes go one
-/// after the other, and nothing is sent while the outcome of an earlier one is unknown.
+/// after the other, and nothing is sent while the outcome of an earlier one is unknown. One that is dropped without
+/// [`Lease::release`] stays ours in the database: [`Session::release_unknown`](super::Session::release_unknown) gives it back.
 #[derive(Debug)]
 pub struct Lease {
     holder: Holder,
@@ -77,6 +78,12 @@ pub enum Settled {
     Applied(Value),
     /// It was not applied, and never will be.
     Never,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.holder.session.dropped(&self.holder.resource, self.holder.token);
+    }
 }
 
 impl Lease {
@@ -244,6 +251,10 @@ impl Lease {
         while let Some(left) = self.left() {
             match self.holder.session.store.write(&self.address(), sequence, write, left).await {
                 Ok(Outcome::Unknown(why)) => (silent, last) = (true, why),
+                // The ledger that could tell what became of the silent try is gone: nobody knows.
+                Ok(Outcome::Rejected(rejection)) if silent && rejection.reason == Reason::Forgotten => {
+                    return Ok(Outcome::Unknown(rejection.to_string()));
+                }
                 Ok(outcome) => return Ok(outcome),
                 Err(error) if error.is_transient() => last = error.to_string(),
                 // Its own fault, or the database's: said at once. After a silent try, that one may still have been applied.

@@ -1,7 +1,7 @@
 //! A session: one heartbeat for all leases of the process, in a task of its own. It steps down before the work does harm.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -119,6 +119,8 @@ pub(super) struct Inner {
     pub(super) over: CancellationToken,
     ended: Mutex<Option<Ended>>,
     leases: Mutex<HashMap<(String, Token), CancellationToken>>,
+    /// A lease was dropped, or a grant's answer was lost: the database may think that we hold more than we do.
+    strays: AtomicBool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -168,6 +170,13 @@ impl Inner {
     }
 
     /// Ends a lease on this side. Answers whether it was ours until now.
+    /// A lease's value is gone. If it was neither released nor lost, nobody works on what the database says is ours.
+    pub(super) fn dropped(&self, resource: &str, token: Token) {
+        if self.forget(resource, token) {
+            self.strays.store(true, Ordering::SeqCst);
+        }
+    }
+
     pub(super) fn forget(&self, resource: &str, token: Token) -> bool {
         let cancel = locked(&self.leases).remove(&(resource.to_owned(), token));
         cancel.map(|cancel| cancel.cancel()).is_some()
@@ -223,8 +232,9 @@ impl Session {
             over: CancellationToken::new(),
             ended: Mutex::new(None),
             leases: Mutex::default(),
+            strays: AtomicBool::new(false),
         });
-        let keeper = tokio::spawn(keep(Arc::clone(&inner)));
+        let keeper = tokio::spawn(keep(Arc::clone(&inner), inner.store.beside()));
         Ok(Self { inner, keeper })
     }
 
@@ -282,7 +292,8 @@ impl Session {
         if !self.alive() {
             return Err(AcquireError::SessionOver);
         }
-        match self.inner.store.acquire(self.inner.id, &self.inner.key, resource, progress).await? {
+        let answer = self.inner.store.acquire(self.inner.id, &self.inner.key, resource, progress).await;
+        match answer.inspect_err(|_| self.inner.strays.store(true, Ordering::SeqCst))? {
             Ok((token, takeover)) => self.lease(resource.to_owned(), token, takeover),
             Err(rejection) => Err(AcquireError::Rejected(rejection)),
         }
@@ -296,12 +307,29 @@ impl Session {
         if !self.alive() {
             return Err(AcquireError::SessionOver);
         }
-        match self.inner.store.claim(self.inner.id, &self.inner.key, limit).await? {
-            Ok(claimed) => {
-                claimed.into_iter().map(|c| Ok((self.lease(c.resource.clone(), c.token, c.takeover)?, c))).collect()
+        let claims = match self.inner.store.claim(self.inner.id, &self.inner.key, limit).await {
+            Ok(Ok(claims)) => claims,
+            Ok(Err(rejection)) => return Err(AcquireError::Rejected(rejection)),
+            Err(error) => {
+                // Granted or not: release_unknown finds out.
+                self.inner.strays.store(true, Ordering::SeqCst);
+                return Err(error.into());
             }
-            Err(rejection) => Err(AcquireError::Rejected(rejection)),
+        };
+        for (resource, token, why) in claims.unreadable {
+            tracing::error!(resource, %token, "this plan is of another release: leaving it to a worker that can read it: {why}");
+            let lease = self.lease(resource, token, false)?;
+            if let Err(error) = lease.release(Some(Duration::from_secs(60))).await {
+                tracing::warn!("not released: {error}"); // dropped here, and found again by release_unknown
+            }
         }
+        claims.claimed.into_iter().map(|c| Ok((self.lease(c.resource.clone(), c.token, c.takeover)?, c))).collect()
+    }
+
+    /// Whether the database may think that we hold more than we do: time for [`Session::release_unknown`].
+    #[must_use]
+    pub fn has_strays(&self) -> bool {
+        self.inner.strays.load(Ordering::SeqCst)
     }
 
     /// What the database says we hold.
@@ -312,20 +340,23 @@ impl Session {
         self.inner.store.held(self.inner.id, &self.inner.key).await
     }
 
-    /// Gives back leases that the database granted and this process does not know of: the answer to a claim was lost.
+    /// Gives back leases that the database granted and nobody in this process works on: the answer to a grant was lost, or
+    /// a [`Lease`] was dropped before it was released. What cannot be given back now is left to the next call.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn release_unknown(&self) -> Result<usize, CallError> {
+        self.inner.strays.store(false, Ordering::SeqCst);
+        let held = self.held().await.inspect_err(|_| self.inner.strays.store(true, Ordering::SeqCst))?;
         let mut released = 0;
-        for held in self.held().await? {
+        for held in held {
             if locked(&self.inner.leases).contains_key(&(held.resource.clone(), held.token)) {
                 continue;
             }
             if let Ok(lease) = self.lease(held.resource, held.token, false) {
                 lease.continue_after(held.sequence);
-                let _ = lease.release(None).await; // if it does not work now, the next call finds it again
-                released += 1;
+                // If it does not work now, the lease is dropped as it is, and counted as a stray again.
+                released += usize::from(lease.release(None).await.is_ok_and(|outcome| outcome.applied().is_ok()));
             }
         }
         Ok(released)
@@ -343,7 +374,7 @@ impl Session {
 }
 
 /// The heartbeat task. It sleeps, beats, and looks at the clock after everything that may have taken long.
-async fn keep(inner: Arc<Inner>) {
+async fn keep(inner: Arc<Inner>, store: Store) {
     let ttl = inner.config.ttl;
     let interval = heartbeat_interval(ttl);
     let mut wait = interval;
@@ -351,7 +382,7 @@ async fn keep(inner: Arc<Inner>) {
         tokio::time::sleep(wait).await;
         let sent = inner.config.clock.now();
         let Some(left) = inner.left() else { return };
-        match inner.store.heartbeat(inner.id, &inner.key, left.min(ttl / MARGIN_DIVISOR)).await {
+        match store.heartbeat(inner.id, &inner.key, left.min(ttl / MARGIN_DIVISOR)).await {
             Ok(Ok(beat)) => {
                 inner.deadline.store(Term::renewed(sent, ttl).deadline().as_millis(), Ordering::SeqCst);
                 inner.config.observer.heartbeat(true, inner.config.clock.now().since(sent), left);

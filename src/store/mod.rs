@@ -37,7 +37,7 @@ pub(crate) use naive::Naive;
 pub use plans::{Event, EventCursor, Figures, Observed, PlanRow, Takeover, VersionState};
 pub use registry::{Model, Version};
 pub use schema::{SchemaState, schema_state};
-pub use sessions::{Claimed, Heartbeat, Held, Loss, OperationState};
+pub use sessions::{Claimed, Claims, Heartbeat, Held, Loss, OperationState};
 pub use writes::{Address, Write};
 
 /// How to reach the database, and how long to wait for it.
@@ -90,14 +90,15 @@ impl Store {
             .disable_statement_logging()
             // The server gives up when the client does: a statement that nobody waits for must not linger.
             .options([("statement_timeout", config.timeout.as_millis().to_string())]);
-        let pool = PgPoolOptions::new()
-            .max_connections(config.connections)
-            .acquire_timeout(config.timeout)
-            // A ping before each call would be a second round trip; a dead connection shows itself as a call
-            // without an answer, and those are settled anyway.
-            .test_before_acquire(false)
-            .connect_lazy_with(options);
+        let pool = pool(config.connections, config.timeout).connect_lazy_with(options);
         Ok(Self { pool, timeout: config.timeout })
+    }
+
+    /// A connection of its own, beside the pool: heartbeats must not wait behind the work.
+    #[must_use]
+    pub(crate) fn beside(&self) -> Self {
+        let pool = pool(1, self.timeout).connect_lazy_with((*self.pool.connect_options()).clone());
+        Self { pool, timeout: self.timeout }
     }
 
     /// The same pool, for a caller that can wait for `timeout` at the most.
@@ -117,4 +118,22 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// A call is one round trip, so a connection that was just in use is taken as it is; one that has been idle may have died
+/// with a restarted server, and is asked first.
+fn pool(connections: u32, timeout: Duration) -> PgPoolOptions {
+    const IDLE: Duration = Duration::from_secs(2);
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(timeout)
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for < IDLE {
+                    return Ok(true);
+                }
+                Ok(sqlx::Connection::ping(connection).await.is_ok())
+            })
+        })
 }

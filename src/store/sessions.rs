@@ -5,6 +5,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::call::{CallError, Statement, from_json, get, interval, millis};
@@ -44,6 +45,15 @@ pub struct Held {
     pub progress_left: Option<Duration>,
 }
 
+/// What a claim brought.
+#[derive(Clone, Debug, Default)]
+pub struct Claims {
+    /// What can be worked on.
+    pub claimed: Vec<Claimed>,
+    /// Ours too, but of a release that this one cannot read: resource, token, and why.
+    pub unreadable: Vec<(String, Token, String)>,
+}
+
 /// A deployment whose work is due, and now ours.
 #[derive(Clone, Debug)]
 pub struct Claimed {
@@ -57,6 +67,19 @@ pub struct Claimed {
     pub plan: Plan,
     /// What is, as far as it was recorded.
     pub deployment: Option<Deployment>,
+}
+
+impl Claimed {
+    fn read(row: &PgRow, resource: &str, token: Token) -> Result<Self, CallError> {
+        let deployment: Option<Value> = get(row, "deployment")?;
+        Ok(Self {
+            resource: resource.to_owned(),
+            token,
+            takeover: get(row, "takeover")?,
+            plan: from_json("a plan", get(row, "plan")?)?,
+            deployment: deployment.map(|d| from_json("a deployment's row", d)).transpose()?,
+        })
+    }
 }
 
 impl Store {
@@ -151,28 +174,26 @@ impl Store {
         id: Uuid,
         key: &SecretString,
         limit: u32,
-    ) -> Result<Result<Vec<Claimed>, Rejection>, CallError> {
+    ) -> Result<Result<Claims, Rejection>, CallError> {
         let statement = sqlx::query("SELECT * FROM palisade.claim($1, $2, $3)")
             .bind(id)
             .bind(key.expose_secret().to_owned())
             .bind(i32::try_from(limit).unwrap_or(i32::MAX));
         let rows = self.rows("claim", self.timeout, statement).await?;
-        let mut claimed = Vec::with_capacity(rows.len());
+        let mut claims = Claims::default();
         for row in &rows {
             if let Some(reason) = get::<Option<String>>(row, "refused")? {
                 let reason = crate::outcome::Reason::from_word(&reason);
                 return Ok(Err(Rejection { reason, current: None, detail: None }));
             }
-            let deployment: Option<Value> = get(row, "deployment")?;
-            claimed.push(Claimed {
-                resource: get(row, "resource")?,
-                token: Token(get(row, "token")?),
-                takeover: get(row, "takeover")?,
-                plan: from_json("a plan", get(row, "plan")?)?,
-                deployment: deployment.map(|d| from_json("a deployment's row", d)).transpose()?,
-            });
+            let (resource, token): (String, _) = (get(row, "resource")?, Token(get(row, "token")?));
+            // One plan that cannot be read must not keep the others from being worked on.
+            match Claimed::read(row, &resource, token) {
+                Ok(claimed) => claims.claimed.push(claimed),
+                Err(error) => claims.unreadable.push((resource, token, error.to_string())),
+            }
         }
-        Ok(Ok(claimed))
+        Ok(Ok(claims))
     }
 
     /// Extends the progress deadline by the plan's TTL, and brings back which plan is current.

@@ -20,7 +20,9 @@ use serde_json::{Value, json};
 
 use crate::failpoint;
 use crate::lease::{Fence, Lease, LeaseError};
-use crate::manifests::names::{DEPLOYMENT_LABEL, FENCE_ANNOTATION, RETIRED_ANNOTATION, SEAL_MANAGER, WORKER_MANAGER};
+use crate::manifests::names::{
+    DEPLOYMENT_LABEL, FENCE_ANNOTATION, RETIRED_ANNOTATION, REVISION_LABEL, SEAL_MANAGER, WORKER_MANAGER,
+};
 use crate::metrics::Metrics;
 use crate::outcome::{Outcome, Reason, Rejection};
 use crate::plan::Plan;
@@ -109,9 +111,13 @@ impl Cluster {
         self.read(lease, "get", || api.get_opt(name)).await
     }
 
-    /// The pods of a revision, to say why it is not ready.
+    pub(crate) fn pod_api(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Some pods of a revision.
     pub(crate) async fn pods(&self, lease: &Lease, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let api = self.pod_api(namespace);
         let params = ListParams::default().labels(selector).limit(20);
         self.read(lease, "list_pods", || api.list(&params)).await.map(|list| list.items)
     }
@@ -140,6 +146,14 @@ impl Cluster {
             Ok(_) | Err(ClusterError::Changed(_)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Points a Service at a revision's pods.
+    pub(crate) async fn select(&self, lease: &Lease, service: &Service, revision: &str) -> Result<(), ClusterError> {
+        let namespace = service.namespace().unwrap_or_default();
+        let change = |_| Change::Merge(json!({ "spec": { "selector": { REVISION_LABEL: revision } } }));
+        let _: Service = self.write(lease, "select", &namespace, &service.name_any(), service.uid(), change).await?;
+        Ok(())
     }
 
     /// Changes the number of a Deployment's pods.

@@ -23,6 +23,7 @@ pub(super) struct Context {
     pub store: Store,
     pub cluster: Cluster,
     pub metrics: Arc<Metrics>,
+    pub clock: Clock,
     /// Cancelled when the process is to stop: hand over at the next safe step.
     pub handover: CancellationToken,
 }
@@ -176,7 +177,8 @@ pub(super) async fn run(context: &Context, lease: &Lease, claimed: Claimed) {
 /// rollouts at once would take each other's leases away, and none would come to its end.
 async fn report(lease: &Lease, progress: Duration) -> Infallible {
     loop {
-        tokio::time::sleep((progress / 6).max(Duration::from_millis(500))).await;
+        // At least every 2 s: a plan that comes meanwhile may ask for progress more often, down to every 5 s.
+        tokio::time::sleep((progress / 6).clamp(Duration::from_millis(500), Duration::from_secs(2))).await;
         if lease.take_work()
             && let Err(error) = lease.progress().await
         {
@@ -189,7 +191,7 @@ async fn report(lease: &Lease, progress: Duration) -> Infallible {
 
 impl<'a> Rollout<'a> {
     fn new(context: &'a Context, lease: &'a Lease, claimed: &Claimed) -> Self {
-        let clock = Clock::system();
+        let clock = context.clock.clone();
         let now = clock.now();
         let own = claimed.deployment.as_ref().filter(|d| d.uid == claimed.plan.uid);
         let ago = |millis: i64| now.before(Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
@@ -230,7 +232,8 @@ impl<'a> Rollout<'a> {
 
     async fn steps(&mut self, recorded: Option<&Deployment>) -> Result<(), Halt> {
         failpoint::enter_step("seal");
-        steps::seal(self).await?;
+        let first = Step::resume(&self.plan, recorded);
+        steps::seal(self, first).await?;
         if self.plan.removed {
             failpoint::enter_step("remove");
             return steps::remove(self).await;
@@ -238,7 +241,6 @@ impl<'a> Rollout<'a> {
         if self.plan.paused {
             return Ok(());
         }
-        let first = Step::resume(&self.plan, recorded);
         for step in Step::ALL.into_iter().skip_while(|step| *step != first) {
             if self.context.handover.is_cancelled() {
                 return Err(Halt::Handover);
@@ -296,7 +298,7 @@ impl<'a> Rollout<'a> {
                 return Err(Halt::Failed {
                     reason: failure::ALIAS_GUARDED,
                     message: message.to_owned(),
-                    retry_in: None,
+                    retry_in: Some(around(Duration::from_secs(60))),
                 });
             }
             Outcome::Rejected(rejection) => {
@@ -348,9 +350,22 @@ impl<'a> Rollout<'a> {
         }
     }
 
+    /// The plan that is current now: a read, so it is simply repeated while the lease lasts.
+    async fn current(&self) -> Result<Option<Plan>, Halt> {
+        loop {
+            match self.context.store.plan_show(self.lease.resource()).await {
+                Err(error) if error.is_transient() => {
+                    self.lease.check()?;
+                    tokio::time::sleep(jitter(Duration::from_millis(500))).await;
+                }
+                answer => return Ok(answer?),
+            }
+        }
+    }
+
     /// Takes up the plan that is current now. `false`: there is none any more, and the lease was released.
     async fn turn(&mut self) -> Result<bool, Halt> {
-        let Some(plan) = self.context.store.plan_show(self.lease.resource()).await? else {
+        let Some(plan) = self.current().await? else {
             self.release(None).await?;
             return Ok(false);
         };

@@ -10,11 +10,11 @@ use super::Cluster;
 use super::rollout::{self, Context};
 use crate::failpoint;
 use crate::http::Readiness;
-use crate::lease::{AcquireError, Session, SessionConfig, SessionError};
+use crate::lease::{Session, SessionConfig, SessionError};
 use crate::metrics::Metrics;
 use crate::outcome::Reason;
 use crate::retry::{around, jitter};
-use crate::store::{CallError, Store};
+use crate::store::Store;
 
 /// The most deployments that one claim asks for: more would keep other workers from a fair share.
 const CLAIM_LIMIT: u32 = 10;
@@ -52,6 +52,7 @@ pub async fn run(
             store: store.clone(),
             cluster: cluster.clone(),
             metrics: Arc::clone(&metrics),
+            clock: config.session.clock.clone(),
             handover: shutdown.child_token(),
         };
         readiness.ready("session");
@@ -140,18 +141,15 @@ async fn drain(config: &WorkerConfig, session: &Session, work: &mut JoinSet<()>)
 async fn claim(config: &WorkerConfig, session: &Session, context: &Context, work: &mut JoinSet<()>) -> Duration {
     let free = u32::try_from(config.capacity.saturating_sub(work.len())).unwrap_or(u32::MAX);
     let limit = free.min(CLAIM_LIMIT);
+    // A claim whose answer was lost, a rollout that ended without a release: nobody else waits for their TTL.
+    if session.has_strays() {
+        match session.release_unknown().await {
+            Ok(count) => tracing::info!(count, "gave back leases that nobody here works on"),
+            Err(error) => tracing::warn!("what the session holds is not known yet: {error}"),
+        }
+    }
     let claimed = match session.claim(limit).await {
         Ok(claimed) => claimed,
-        // The answer was lost, the grants may stand: give back what nobody works on.
-        Err(AcquireError::Call(CallError::NoAnswer(why))) => {
-            tracing::warn!("a claim was not answered: {why}");
-            match session.release_unknown().await {
-                Ok(0) => {}
-                Ok(count) => tracing::info!(count, "released what an unanswered claim had granted"),
-                Err(error) => tracing::warn!("what the session holds is not known yet: {error}"),
-            }
-            return around(config.poll);
-        }
         Err(error) => {
             tracing::warn!("nothing claimed: {error}");
             return around(config.poll);

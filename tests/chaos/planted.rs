@@ -420,8 +420,10 @@ fn a_history_in_which_no_fault_struck_is_reported() {
 
 #[test]
 fn a_history_in_which_no_stale_write_was_refused_is_reported() {
-    planted(Rule::NotVacuous, |h| h.registry.refusals.clear());
-    planted(Rule::NotVacuous, |h| h.denied = 0);
+    planted(Rule::NotVacuous, |h| {
+        h.registry.refusals.clear();
+        h.denied = 0;
+    });
 }
 
 #[test]

@@ -538,11 +538,9 @@ fn not_vacuous(index: &Index<'_>, found: &mut Vec<String>) {
     expect(calls.iter().any(|call| call.end == End::Applied && call.object().is_some()), "no worker wrote an object");
     if terms.stale_writes {
         expect(registry.grants.iter().any(|grant| grant.kind == "takeover"), "no lease was taken over");
-        expect(
-            registry.refusals.iter().any(|refusal| refusal.reason == "stale"),
-            "the registry refused no stale write",
-        );
-        expect(index.history.denied > 0, "the cluster refused no stale write");
+        // Which of the two a late write meets is a matter of timing; tests/worker/pauses.rs has each of them for certain.
+        let refused = registry.refusals.iter().any(|refusal| refusal.reason == "stale") || index.history.denied > 0;
+        expect(refused, "neither registry nor cluster refused a stale write");
         expect(calls.iter().any(|call| call.end == End::Unknown), "no outcome was unknown");
     }
 }

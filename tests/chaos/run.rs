@@ -183,8 +183,8 @@ fn kinds(rng: &mut Rng, count: usize) -> Vec<FaultKind> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_killed_and_paused_at_random_leave_a_history_that_keeps_every_rule() {
-    let seed =
-        std::env::var("PALISADE_CHAOS_SEED").map_or_else(|_| fastrand::u64(..), |text| text.parse().expect("a number"));
+    // The same choices each time, unless asked otherwise: what fails today can be looked at today. Timing still varies.
+    let seed = std::env::var("PALISADE_CHAOS_SEED").map_or(11, |text| text.parse().expect("a number"));
     let (count, faults) = (setting("PALISADE_CHAOS_DEPLOYMENTS", 100), setting("PALISADE_CHAOS_FAULTS", 16));
     eprintln!("PALISADE_CHAOS_SEED={seed} PALISADE_CHAOS_DEPLOYMENTS={count} PALISADE_CHAOS_FAULTS={faults}");
     let mut dice = Dice { rng: Rng::with_seed(seed), armed: 0 };

@@ -179,8 +179,8 @@ BEGIN
         LEFT JOIN palisade.session AS s ON s.id = l.session
         LEFT JOIN palisade.progress AS p ON p.resource = q.resource
         WHERE q.due_at <= v_now
-          AND (l.session IS NULL OR (l.session <> claim.id
-               AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl OR p.deadline <= v_now)))
+          AND (l.session IS NULL OR p.deadline <= v_now OR (l.session <> claim.id
+               AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl)))
         ORDER BY q.due_at LIMIT claim."limit" * 8) AS c;
     IF v_candidates IS NULL THEN
         RETURN;
@@ -236,7 +236,10 @@ BEGIN
     DELETE FROM palisade.event AS v WHERE v.id IN (SELECT x.id FROM palisade.event AS x WHERE x.at < v_before ORDER BY x.id LIMIT clean.batch);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_total := v_total + v_count;
-    -- A session is forgotten once it holds nothing and no ledger row of its grants is left to ask about.
+    DELETE FROM palisade.loss AS o WHERE o.ctid IN (SELECT x.ctid FROM palisade.loss AS x WHERE x.at < v_before LIMIT clean.batch);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    v_total := v_total + v_count;
+    -- A session that holds nothing is forgotten; operation_status answers "forgotten" of its grants from then on.
     WITH gone AS (
         DELETE FROM palisade.session AS s WHERE s.id IN (
             SELECT x.id FROM palisade.session AS x
@@ -416,12 +419,9 @@ BEGIN
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'no_lease', NULL);
     END IF;
     v_epoch := palisade.current_epoch();
-    IF v_epoch IS NULL THEN
-        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'epoch_not_established', l.token);
-    ELSIF p_token > l.token THEN
-        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token);
-    ELSIF p_token < l.token OR p_token / 4294967296 <> v_epoch THEN
-        -- Too old to change anything, but what it did change, it is told.
+    IF p_token < l.token OR v_epoch IS NULL OR p_token / 4294967296 <> v_epoch THEN
+        -- Too old to change anything, or nobody may just now; but what it did change, it is told. First of all: a write
+        -- that was applied before a crash is not "rejected" after it.
         IF p_sequence IS NOT NULL THEN
             SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
             IF o.resource IS NOT NULL AND palisade.key_fits(
@@ -430,7 +430,10 @@ BEGIN
             END IF;
         END IF;
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind,
-            CASE WHEN p_token < l.ledger_from THEN 'forgotten' ELSE 'stale' END, l.token);
+            CASE WHEN v_epoch IS NULL THEN 'epoch_not_established' WHEN p_token > l.token THEN 'not_issued'
+                 WHEN p_token < l.ledger_from THEN 'forgotten' ELSE 'stale' END, l.token);
+    ELSIF p_token > l.token THEN
+        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token);
     END IF;
     SELECT x.key_hash, x.closed_at INTO s FROM palisade.session AS x WHERE x.id = l.session;
     IF l.session IS NULL THEN
@@ -572,7 +575,7 @@ BEGIN
     RETURN QUERY
     WITH free AS MATERIALIZED (
         SELECT l.resource, l.session AS former, l.token AS old, l.released_at,
-               l.session IS NOT NULL AND l.session <> p_session AS taken,
+               l.session IS NOT NULL AND (l.session <> p_session OR NOT p_own) AS taken,
                o.closed_at IS NULL AND o.expires_at > v_now AS alive,
                least(o.closed_at, o.expires_at, p.deadline) AS ended
         FROM palisade.lease AS l
@@ -580,7 +583,8 @@ BEGIN
         LEFT JOIN palisade.progress AS p ON p.resource = l.resource
         WHERE l.resource = ANY (p_resources)
           AND CASE WHEN l.session IS NULL THEN true
-                   WHEN l.session = p_session THEN p_own
+                   -- Its own handler may hang, or have been dropped: then the process may take it up again.
+                   WHEN l.session = p_session THEN p_own OR p.deadline <= v_now
                    ELSE o.id IS NULL OR o.closed_at IS NOT NULL OR o.expires_at <= v_now OR p.deadline <= v_now END
     ), granted AS (
         UPDATE palisade.lease AS l
@@ -640,7 +644,7 @@ BEGIN
     END IF;
     UPDATE palisade.session AS x SET expires_at = v_now + s.ttl WHERE x.id = s.id;
     SELECT jsonb_agg(jsonb_build_object('resource', o.resource, 'token', o.token, 'reason', o.reason)) INTO v_lost
-        FROM palisade.loss AS o WHERE o.session = s.id;
+        FROM palisade.loss AS o WHERE o.session = s.id AND o.at > v_now - 10 * s.ttl; -- told often enough by then
     RETURN ('applied', NULL, NULL, jsonb_build_object('left_ms', palisade.milliseconds(s.ttl), 'lost', coalesce(v_lost, '[]')))::palisade.answer;
 END
 $$;
@@ -803,7 +807,7 @@ BEGIN
         RAISE EXCEPTION 'palisade: token % is of a later epoch than %', token, epoch USING ERRCODE = 'PS006';
     ELSIF token % 4294967296 >= 4294967294 THEN -- one is left for the release
         RAISE EXCEPTION 'palisade: the tokens of epoch % are used up for this resource', epoch
-            USING ERRCODE = 'PS006', HINT = 'palisade epoch advance';
+            USING ERRCODE = 'PS006', HINT = 'Allocate the next epoch: a restart of Postgres does';
     END IF;
     RETURN token + 1;
 END

@@ -135,6 +135,48 @@ async fn a_worker_that_is_asked_to_stop_hands_over_and_exits_with_0() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_dies_between_moving_the_service_and_recording_it_leaves_nothing_half_way() {
+    let world = World::new("halfway").await;
+    let uid = Uuid::new_v4();
+    let mut first = world.worker("first", &[]);
+    world.planner.plan(uid, world.spec("churn", 1)).await;
+    world.done("churn", 1).await;
+    first.signal(Signal::TERM);
+    first.ended().await;
+    world.planner.plan(uid, world.spec("churn", 2)).await;
+    let mut dead = world.worker("dead", &[("PALISADE_KILL_AT", "switch/record_serving/before")]);
+    dead.ended().await;
+    assert_eq!(selector(&world, "churn").await, Some(world.spec("churn", 2).revision()), "the Service had moved");
+
+    // Another plan comes, whose version does not become ready: what is recorded serves, and nothing else.
+    world.planner.plan(uid, Spec { ready_timeout_ms: 1500, ..unschedulable(world.spec("churn", 3)) }).await;
+    let _next = world.worker("next", &[]);
+    let mut sql = world.sql().await;
+    sql.wait_until(
+        "EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'NotReady' AND serving_version = 1)",
+    )
+    .await;
+    assert_eq!(selector(&world, "churn").await, Some(world.spec("churn", 1).revision()));
+    sql.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_recreate_the_old_pods_are_gone_before_the_new_ones_come() {
+    let world = World::new("ended").await;
+    let uid = Uuid::new_v4();
+    let worker = world.worker("w", &[]);
+    let recreate = |version| Spec { strategy: Strategy::Recreate, ..world.spec("churn", version) };
+    world.planner.plan(uid, recreate(1)).await;
+    world.done("churn", 1).await;
+    world.planner.plan(uid, recreate(2)).await;
+    world.done("churn", 2).await;
+    let text = worker.text();
+    let at = |text: &str, call: &str| text.find(call).unwrap_or_else(|| panic!("no {call}"));
+    assert!(at(&text, "\"call\":\"scale\"") < at(&text, &world.spec("churn", 2).deployment_name()));
+    assert_eq!(selector(&world, "churn").await, Some(recreate(2).revision()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_digest_is_never_served() {
     let world = World::new("digest").await;
     let _worker = world.worker("w", &[]);
@@ -162,7 +204,8 @@ async fn a_hung_owner_whose_process_beats_loses_its_lease_and_is_told() {
     next.says("session opened", 1).await;
     // As if it had not reported: the deadline is over, the heartbeats go on.
     sql.run("UPDATE palisade.progress SET deadline = clock_timestamp() - interval '1 second' WHERE resource LIKE 'deployment/%'").await;
-    next.says("lease granted", 1).await;
+    // By the other process, or by its own, whose other tasks are well; the hung one is told in either case.
+    sql.wait_until("EXISTS (SELECT FROM palisade.grant_history WHERE kind = 'takeover' AND reason = 'no progress')").await;
     hung.says("the lease is lost", 1).await;
     assert!(!hung.text().contains("session lost"), "its session lives on: {}", hung.text());
     sql.close().await;

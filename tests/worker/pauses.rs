@@ -11,7 +11,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, ListParams};
 use kube::{Resource, ResourceExt};
-use palisade::plan::Spec;
+use palisade::plan::{Spec, Strategy};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
@@ -20,15 +20,30 @@ use crate::support::world::{World, lines};
 /// Disturbed rollouts at once: each is two processes.
 const AT_ONCE: usize = 5;
 
-/// From version 1, which serves, to version 2, without keeping version 1: every step has something to do.
-fn spec(world: &World, version: i64) -> Spec {
-    Spec { promote_alias: Some("champion".into()), revision_history_limit: 0, ..world.spec("churn", version) }
+/// From version 1, which serves, to version 2. Between them the kinds have every call that a rollout makes.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Version 1 is deleted at the end.
+    BlueGreen,
+    /// Version 1 is kept, scaled to zero at the beginning.
+    Recreate,
+}
+
+impl Kind {
+    fn spec(self, world: &World, version: i64) -> Spec {
+        let (strategy, revision_history_limit) = match self {
+            Self::BlueGreen => (Strategy::BlueGreen, 0),
+            Self::Recreate => (Strategy::Recreate, 1),
+        };
+        let promote_alias = Some("champion".into());
+        Spec { promote_alias, strategy, revision_history_limit, ..world.spec("churn", version) }
+    }
 }
 
 /// A world in which version 1 serves, and nobody works.
-async fn serving(prefix: &str, uid: Uuid) -> World {
+async fn serving(prefix: &str, uid: Uuid, kind: Kind) -> World {
     let world = World::new(prefix).await;
-    world.planner.plan(uid, spec(&world, 1)).await;
+    world.planner.plan(uid, kind.spec(&world, 1)).await;
     let mut first = world.worker("first", &[]);
     world.done("churn", 1).await;
     first.signal(rustix::process::Signal::TERM);
@@ -37,11 +52,11 @@ async fn serving(prefix: &str, uid: Uuid) -> World {
 }
 
 /// The calls of a rollout from version 1 to version 2, in order: `STEP/CALL/before` and `STEP/CALL/after`.
-async fn points() -> Vec<String> {
+async fn points_of(kind: Kind) -> Vec<String> {
     let uid = Uuid::new_v4();
-    let world = serving("points", uid).await;
+    let world = serving("points", uid, kind).await;
     let path = world.logs.path().join("points");
-    world.planner.plan(uid, spec(&world, 2)).await;
+    world.planner.plan(uid, kind.spec(&world, 2)).await;
     let worker = world.worker("recorder", &[("PALISADE_POINTS", path.to_str().expect("a path"))]);
     world.done("churn", 2).await;
     worker.says("\"done\"", 1).await;
@@ -49,21 +64,23 @@ async fn points() -> Vec<String> {
     // These come at any time, from the moment that the process starts, or only when something was in the way.
     let incidental = ["heartbeat", "held", "open_session", "report_progress", "settle", "retire/get/", "list_pods"];
     points.retain(|p| !incidental.iter().any(|call| p.contains(call)));
-    let steps = [
-        "-/claim",
-        "seal/seal",
-        "verify/version_show",
-        "apply/apply",
-        "ready/",
-        "switch/apply",
-        "switch/record_serving",
-    ];
-    for step in
-        steps.iter().chain(&["drain/record_step", "retire/mark", "retire/delete", "done/record_done", "done/release"])
-    {
-        assert!(points.iter().any(|p| p.starts_with(step)), "no call of {step} in {points:?}");
-    }
     points
+}
+
+/// Each call once, with the kind of rollout that makes it.
+async fn points() -> Vec<(Kind, String)> {
+    let usual = points_of(Kind::BlueGreen).await;
+    let more = points_of(Kind::Recreate).await.into_iter().filter(|point| !usual.contains(point)).collect::<Vec<_>>();
+    let all: Vec<_> =
+        usual.into_iter().map(|p| (Kind::BlueGreen, p)).chain(more.into_iter().map(|p| (Kind::Recreate, p))).collect();
+    let expected =
+        ["-/claim", "seal/seal", "verify/version_show", "apply/apply", "apply/scale", "ready/", "switch/apply"];
+    let expected =
+        expected.iter().chain(&["switch/record_serving", "drain/record_step", "retire/mark", "retire/delete"]);
+    for call in expected.chain(&["done/record_done", "done/release"]) {
+        assert!(all.iter().any(|(_, point)| point.starts_with(call)), "no {call} in {all:?}");
+    }
+    all
 }
 
 /// Everything that a stale worker might have changed.
@@ -104,21 +121,23 @@ fn registry_write(point: &str) -> Option<&str> {
 
 /// Whether the pause is right before a fenced write to the cluster.
 fn is_cluster_write(point: &str) -> bool {
-    ["/seal/before", "/apply/before", "/mark/before", "/delete/before"].iter().any(|call| point.ends_with(call))
+    ["/seal/before", "/apply/before", "/scale/before", "/mark/before", "/delete/before"]
+        .iter()
+        .any(|call| point.ends_with(call))
 }
 
 /// A worker is really stopped at `point`, while it rolls out version 2. Another one takes over and rolls out version 3. Then the
 /// first one goes on. Where it was about to write it is made blind, so that the write is really sent: only the fences stand.
-async fn paused(point: &str) {
+async fn paused(kind: Kind, point: &str) {
     let uid = Uuid::new_v4();
-    let world = serving("paused", uid).await;
-    world.planner.plan(uid, spec(&world, 2)).await;
+    let world = serving("paused", uid, kind).await;
+    world.planner.plan(uid, kind.spec(&world, 2)).await;
     let blind = registry_write(point).is_some() || is_cluster_write(point);
     let stop: &[(&str, &str)] = &[("PALISADE_STOP_AT", point), ("PALISADE_BLIND", "1")];
     let stale = world.worker("stale", if blind { stop } else { &stop[..1] });
     stale.stopped().await;
     // What it did before it stopped is done; from here on, nothing of its may be applied.
-    world.planner.plan(uid, spec(&world, 3)).await;
+    world.planner.plan(uid, kind.spec(&world, 3)).await;
     let next = world.worker("next", &[]);
     world.done("churn", 3).await;
     next.says("\"done\"", 1).await;
@@ -166,10 +185,10 @@ async fn denied(world: &World) -> f64 {
 }
 
 /// A worker is killed at `point`; another one resumes from what is recorded, and finishes the same plan.
-async fn killed(point: &str) {
+async fn killed(kind: Kind, point: &str) {
     let uid = Uuid::new_v4();
-    let world = serving("killed", uid).await;
-    world.planner.plan(uid, spec(&world, 2)).await;
+    let world = serving("killed", uid, kind).await;
+    world.planner.plan(uid, kind.spec(&world, 2)).await;
     let mut dead = world.worker("dead", &[("PALISADE_KILL_AT", point)]);
     dead.ended().await;
     let next = world.worker("next", &[]);
@@ -186,7 +205,7 @@ async fn killed(point: &str) {
     next.says("\"done\"", usize::from(!nothing_left)).await;
     let client = world.cluster.admin().await;
     let service = Api::<Service>::namespaced(client.clone(), &world.namespace).get("churn").await.expect("a Service");
-    let target = world_revision(&world, 2);
+    let target = kind.spec(&world, 2).revision();
     assert_eq!(
         service.spec.and_then(|s| s.selector).expect("a selector")["palisade.dev/revision"],
         target,
@@ -194,12 +213,9 @@ async fn killed(point: &str) {
     );
     let left =
         Api::<Deployment>::namespaced(client, &world.namespace).list(&ListParams::default()).await.expect("a list");
-    let names: Vec<_> = left.items.iter().map(ResourceExt::name_any).collect();
+    let running = |d: &&Deployment| d.spec.as_ref().and_then(|s| s.replicas) != Some(0);
+    let names: Vec<_> = left.items.iter().filter(running).map(ResourceExt::name_any).collect();
     assert_eq!(names, [format!("churn-{target}")], "killed at {point}");
-}
-
-fn world_revision(world: &World, version: i64) -> String {
-    spec(world, version).revision()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -207,11 +223,11 @@ async fn a_worker_paused_before_or_after_any_call_of_any_step_changes_nothing_on
     let points = points().await;
     let world = World::new("metrics").await;
     let before = denied(&world).await;
-    stream::iter(&points).for_each_concurrent(AT_ONCE, |point| paused(point)).await;
+    stream::iter(&points).for_each_concurrent(AT_ONCE, |(kind, point)| paused(*kind, point)).await;
     let denied = denied(&world).await - before;
     eprintln!("{} pauses; the API server refused {denied} writes", points.len());
     let cluster_writes =
-        points.iter().filter(|point| is_cluster_write(point) && !point.ends_with("/delete/before")).count();
+        points.iter().filter(|(_, point)| is_cluster_write(point) && !point.ends_with("/delete/before")).count();
     assert!(
         denied >= cluster_writes as f64,
         "the API server refused {denied} writes, and {cluster_writes} came too late"
@@ -221,5 +237,5 @@ async fn a_worker_paused_before_or_after_any_call_of_any_step_changes_nothing_on
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_killed_before_or_after_any_call_of_any_step_is_resumed_by_another() {
     let points = points().await;
-    stream::iter(&points).for_each_concurrent(AT_ONCE, |point| killed(point)).await;
+    stream::iter(&points).for_each_concurrent(AT_ONCE, |(kind, point)| killed(*kind, point)).await;
 }

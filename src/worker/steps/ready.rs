@@ -27,15 +27,14 @@ pub async fn ready(r: &mut Rollout<'_>) -> Result<(), Halt> {
             Some(Seen::Ready) => return Ok(()),
             Some(Seen::Gone) => apply(r).await?,
             None => {
-                let message = why(r).await?;
-                if r.plan.spec.strategy == Strategy::Recreate {
-                    go_back(r).await?;
+                let mut message = why(r).await?;
+                let mut retry_in = Some(Duration::from_secs(60));
+                if r.plan.spec.strategy == Strategy::Recreate && go_back(r).await? {
+                    // The new version's pods are gone again: looking at them in a minute would tell nothing.
+                    message.push_str(". It is not tried again by itself: change the spec");
+                    retry_in = None;
                 }
-                return Err(Halt::Failed {
-                    reason: failure::NOT_READY,
-                    message,
-                    retry_in: Some(Duration::from_secs(60)),
-                });
+                return Err(Halt::Failed { reason: failure::NOT_READY, message, retry_in });
             }
         }
     }
@@ -67,17 +66,18 @@ fn is_ready(deployment: &Deployment, wanted: i32) -> bool {
         && status.available_replicas.unwrap_or(0) >= pods
 }
 
-/// With `Recreate` nothing serves while the new version starts: the old one is brought back.
-async fn go_back(r: &Rollout<'_>) -> Result<(), Halt> {
+/// With `Recreate` nothing serves while the new version starts: the old one, if there is one, is brought back.
+async fn go_back(r: &Rollout<'_>) -> Result<bool, Halt> {
     let spec = &r.plan.spec;
-    let Some(serving) = r.serving.as_ref().filter(|s| **s != spec.revision()) else { return Ok(()) };
+    let Some(serving) = r.serving.as_ref().filter(|s| **s != spec.revision()) else { return Ok(false) };
     let cluster = &r.context.cluster;
-    for (name, pods) in [(spec.deployment_name(), 0), (format!("{}-{serving}", spec.name), spec.replicas)] {
-        if let Some(deployment) = cluster.get::<Deployment>(r.lease, &spec.namespace, &name).await? {
-            cluster.scale(r.lease, &deployment, pods).await.or_else(gone)?;
-        }
+    let old = format!("{}-{serving}", spec.name);
+    let Some(old) = cluster.get::<Deployment>(r.lease, &spec.namespace, &old).await? else { return Ok(false) };
+    if let Some(new) = cluster.get::<Deployment>(r.lease, &spec.namespace, &spec.deployment_name()).await? {
+        cluster.scale(r.lease, &new, 0).await.or_else(gone)?;
     }
-    Ok(())
+    cluster.scale(r.lease, &old, spec.replicas).await.or_else(gone)?;
+    Ok(true)
 }
 
 /// What a person would look up first.

@@ -14,7 +14,8 @@ pub async fn retire(r: &mut Rollout<'_>) -> Result<(), Halt> {
     let mut names = std::collections::BTreeSet::from([spec.deployment_name()]);
     for deployment in cluster.list::<Deployment>(r.lease, &spec.namespace, &spec.name).await? {
         let revision = deployment.labels().get(REVISION_LABEL).cloned().unwrap_or_default();
-        if revision == target {
+        // Not ours, whatever its label says: what a person labelled is a person's to delete.
+        if revision == target || deployment.name_any() != format!("{}-{revision}", spec.name) {
             continue;
         }
         if r.state.history.iter().skip(1).take(spec.revision_history_limit).any(|kept| *kept == revision) {
