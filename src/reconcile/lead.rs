@@ -110,10 +110,7 @@ async fn term(context: &Arc<Context>, stop: &CancellationToken) -> Result<(), St
         lease = acquire(context, &session) => lease,
     };
     let ended = match lease {
-        Ok(Some(lease)) => {
-            rule(context, lease, stop).await;
-            Ok(())
-        }
+        Ok(Some(lease)) => rule(context, lease, stop).await,
         Ok(None) => Ok(()),
         Err(why) => Err(why),
     };
@@ -161,12 +158,10 @@ async fn follow(context: &Context, rejection: &Rejection) {
 }
 
 /// Leads until the lease is over or `stop`; on return no look is under way any more, and the lease is given back.
-async fn rule(context: &Arc<Context>, lease: Lease, stop: &CancellationToken) {
+/// An error: it could not be led at all.
+async fn rule(context: &Arc<Context>, lease: Lease, stop: &CancellationToken) -> Result<(), String> {
     // Before the first look: what happens from here on is either seen by it, or told by the outbox.
-    let cursor = match context.store.events_end().await {
-        Ok(cursor) => cursor,
-        Err(error) => return tracing::warn!("the outbox cannot be read: {error}"),
-    };
+    let cursor = context.store.events_end().await.map_err(|error| format!("the outbox cannot be read: {error}"))?;
     tracing::info!(resource = lease.resource(), fence = %lease.token(), "leading");
     context.metrics.leads(true);
     let tenure = Arc::new(Tenure { lease, stopping: stop.clone() });
@@ -195,6 +190,7 @@ async fn rule(context: &Arc<Context>, lease: Lease, stop: &CancellationToken) {
             tracing::warn!("the leadership was not released, it ends with its TTL: {error}");
         }
     }
+    Ok(())
 }
 
 /// Reads the registry's outbox, and has every CR looked at that an event concerns.

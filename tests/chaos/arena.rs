@@ -13,7 +13,7 @@ use kube::discovery::ApiResource;
 use palisade::crd::ModelDeployment;
 use palisade::manifests::{CONTROLLER_ACCOUNT, SYSTEM_NAMESPACE, Settings, WORKER_ACCOUNT};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::MutexGuard;
 
 use super::history::{Fault, FaultKind, Revision};
@@ -178,7 +178,7 @@ impl Arena {
             "replicas": 1,
             "template": {"spec": {"containers": [{"name": "model", "image": "registry.example/churn:1"}]}},
             "service": {"port": 8080},
-            "strategy": {"type": if number % 5 == 0 { "Recreate" } else { "BlueGreen" }, "drainSeconds": number % 2},
+            "strategy": {"type": if number.is_multiple_of(5) { "Recreate" } else { "BlueGreen" }, "drainSeconds": number % 2},
             "lease": {"ttl": "5s"},
             "revisionHistoryLimit": 1,
         });
@@ -217,7 +217,7 @@ impl Arena {
         let list = self.deployments().list(&Default::default()).await.expect("a list");
         let ready = |object: &&DynamicObject| {
             observe::is_ready(&object.data["status"], object.metadata.generation)
-                && object.data["status"]["serving"]["version"] == Value::from(version)
+                && object.data["status"]["serving"]["version"] == version
         };
         list.items.iter().filter(ready).count()
     }

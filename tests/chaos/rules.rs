@@ -6,9 +6,14 @@ use serde_json::Value;
 
 use super::history::{Alias, Call, End, Fault, FaultKind, Grant, History, Revision, Rule, Session, Violation};
 
+/// Tells every case in which a rule does not hold.
+type Holds = fn(&Index<'_>, &mut Vec<String>);
+/// What serves: model, version, revision.
+type Served = (Option<String>, Option<i64>, Option<String>);
+
 /// Every violation, by rule.
 pub fn check(history: &History) -> Vec<Violation> {
-    let rules: [(Rule, fn(&Index<'_>, &mut Vec<String>)); 15] = [
+    let rules: [(Rule, Holds); 15] = [
         (Rule::S1TokensRise, tokens_rise),
         (Rule::S2NoWriteAfterANewerGrant, no_write_after_a_newer_grant),
         (Rule::S3AcknowledgedIsThereOnce, acknowledged_is_there_once),
@@ -247,7 +252,7 @@ fn registry_is_the_sum_of_its_events(index: &Index<'_>, found: &mut Vec<String>)
     let text = |data: &Value, key: &str| data[key].as_str().map(str::to_owned);
     let mut aliases: BTreeMap<(String, String), Alias> = BTreeMap::new();
     let mut steps: BTreeMap<&str, (i64, String)> = BTreeMap::new();
-    let mut serving: BTreeMap<&str, (Option<String>, Option<i64>, Option<String>)> = BTreeMap::new();
+    let mut serving: BTreeMap<&str, Served> = BTreeMap::new();
     let mut rollouts: BTreeMap<&str, i64> = BTreeMap::new();
     for event in events {
         let (resource, data) = (event.resource.as_str(), &event.data);
@@ -318,10 +323,10 @@ fn fence_never_falls(index: &Index<'_>, found: &mut Vec<String>) {
                 found.push(format!("{at}: the fence fell from {:?} to {:?}", before.fence, after.fence));
             }
             match (&before.status, &after.status) {
-                (Some((revision, token, old)), Some((next, newer, new))) if old != new => {
-                    if next <= revision || newer < token {
-                        found.push(format!("{at}: status {next} of {newer} after {revision} of {token}"));
-                    }
+                (Some((revision, token, old)), Some((next, newer, new)))
+                    if old != new && (next <= revision || newer < token) =>
+                {
+                    found.push(format!("{at}: status {next} of {newer} after {revision} of {token}"));
                 }
                 (Some((revision, ..)), None) => found.push(format!("{at}: status {revision} was taken away")),
                 _ => {}

@@ -205,7 +205,8 @@ async fn a_hung_owner_whose_process_beats_loses_its_lease_and_is_told() {
     // As if it had not reported: the deadline is over, the heartbeats go on.
     sql.run("UPDATE palisade.progress SET deadline = clock_timestamp() - interval '1 second' WHERE resource LIKE 'deployment/%'").await;
     // By the other process, or by its own, whose other tasks are well; the hung one is told in either case.
-    sql.wait_until("EXISTS (SELECT FROM palisade.grant_history WHERE kind = 'takeover' AND reason = 'no progress')").await;
+    sql.wait_until("EXISTS (SELECT FROM palisade.grant_history WHERE kind = 'takeover' AND reason = 'no progress')")
+        .await;
     hung.says("the lease is lost", 1).await;
     assert!(!hung.text().contains("session lost"), "its session lives on: {}", hung.text());
     sql.close().await;
