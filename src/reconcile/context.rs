@@ -10,7 +10,6 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Client;
 use kube::core::PartialObjectMeta;
-use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, store::Writer};
 use tokio::sync::{Notify, RwLock, mpsc};
 
@@ -107,7 +106,6 @@ pub struct Context {
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
     pub(super) clock: Clock,
-    pub(super) recorder: Recorder,
     pub(super) role: RwLock<Role>,
     pub(super) crs: reflector::Store<Meta>,
     pub(super) objects: Index,
@@ -143,10 +141,7 @@ impl Context {
         let (one, ones) = mpsc::channel(1024);
         let (all, alls) = mpsc::channel(1);
         let (crs, crs_writer) = reflector::store();
-        let reporter =
-            Reporter { controller: "palisade.dev/controller".to_owned(), instance: Some(settings.replica.clone()) };
         let context = Self {
-            recorder: Recorder::new(client.clone(), reporter),
             settings,
             store,
             client,

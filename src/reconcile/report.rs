@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::Resource;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::Request;
-use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
+
+use uuid::Uuid;
 
 use super::apply::Applied;
 use super::context::{Context, Meta, resource_of};
@@ -157,14 +160,23 @@ pub(super) async fn publish(context: &Context, about: &ObjectReference, news: &N
     while note.len() > NOTE_MAX {
         note = clip(&note, note.chars().count() - 1);
     }
+    // Each one by itself: kube's recorder folds those of one reason for minutes, and keeps the text of the first.
+    let namespace = about.namespace.as_deref().unwrap_or("default");
+    let name = format!("{}.{}", about.name.as_deref().unwrap_or("palisade"), Uuid::new_v4().simple());
     let event = Event {
-        type_: if *warning { EventType::Warning } else { EventType::Normal },
-        reason: clip(reason, 128),
+        metadata: ObjectMeta { name: Some(name), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
+        action: Some("Reconcile".to_owned()),
+        event_time: Some(MicroTime(Clock::wall())),
         note: Some(note),
-        action: "Reconcile".to_owned(),
-        secondary: None,
+        reason: Some(clip(reason, 128)),
+        regarding: Some(about.clone()),
+        reporting_controller: Some("palisade.dev/controller".to_owned()),
+        reporting_instance: Some(clip(&context.settings.replica, 128)),
+        type_: Some(if *warning { "Warning" } else { "Normal" }.to_owned()),
+        ..Event::default()
     };
-    if let Err(error) = call("publish an event", "event", context.recorder.publish(&event, about)).await {
+    let events: kube::Api<Event> = kube::Api::namespaced(context.client.clone(), namespace);
+    if let Err(error) = call("publish an event", "event", events.create(&PostParams::default(), &event)).await {
         tracing::warn!(reason, "an event was lost: {error}");
     }
 }

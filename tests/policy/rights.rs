@@ -67,7 +67,7 @@ async fn the_controller_has_the_verbs_that_it_uses_and_no_others() {
         ("default", "apps/deployments", &["get", "list", "watch", "create"]),
         ("default", "apps/deployments/scale", &[]),
         ("default", "/services", &["get", "list", "watch"]),
-        ("default", "events.k8s.io/events", &["create", "patch"]),
+        ("default", "events.k8s.io/events", &["create"]),
         ("default", "/secrets", &[]),
         ("default", "/configmaps", &[]),
         ("default", "/configmaps=palisade-epoch", &[]),
