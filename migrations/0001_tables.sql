@@ -56,6 +56,7 @@ CREATE TABLE palisade.epoch (
     singleton          boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     number             bigint NOT NULL CHECK (number > 0 AND number < 2097152),
     system_id          bigint NOT NULL,
+    database           oid NOT NULL, -- a copy or a restored dump carries this row along, and is not what it names
     timeline           integer NOT NULL,
     postmaster_start   timestamptz NOT NULL,
     checkpointer_start timestamptz NOT NULL,

@@ -6,11 +6,18 @@ SET LOCAL ROLE palisade_owner;
 
 -- ---------------------------------------------------------------- epochs
 
+CREATE FUNCTION palisade.incarnation_name(
+    system_id bigint, timeline integer, postmaster_start timestamptz, checkpointer_start timestamptz, database oid) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT concat_ws('/', system_id, timeline, (extract(epoch FROM postmaster_start) * 1000000)::bigint,
+        (extract(epoch FROM checkpointer_start) * 1000000)::bigint, database)
+$$;
+
 -- Which incarnation of the database this is. The timeline comes from the WAL position: pg_control_checkpoint() still
 -- reads the old one after a promotion. The checkpointer restarts with every crash of a backend.
 CREATE FUNCTION palisade.incarnation(
     OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamptz,
-    OUT checkpointer_start timestamptz, OUT checkpointer_pid integer, OUT name text)
+    OUT checkpointer_start timestamptz, OUT checkpointer_pid integer, OUT database oid, OUT name text)
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     SELECT c.system_identifier INTO incarnation.system_id FROM pg_catalog.pg_control_system() AS c;
@@ -22,8 +29,8 @@ BEGIN
         RAISE EXCEPTION 'palisade: the start of the checkpointer cannot be read'
             USING ERRCODE = 'PS006', HINT = 'GRANT pg_read_all_stats TO palisade_owner';
     END IF;
-    name := format('%s/%s/%s/%s', system_id, timeline,
-        (extract(epoch FROM postmaster_start) * 1000000)::bigint, (extract(epoch FROM checkpointer_start) * 1000000)::bigint);
+    SELECT d.oid INTO incarnation.database FROM pg_catalog.pg_database AS d WHERE d.datname = current_database();
+    name := palisade.incarnation_name(system_id, timeline, postmaster_start, checkpointer_start, database);
 END
 $$;
 
@@ -34,6 +41,7 @@ LANGUAGE sql VOLATILE AS $$
     SELECT e.number
     FROM palisade.epoch AS e
     WHERE e.postmaster_start = pg_postmaster_start_time()
+      AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
       AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
       AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a)
 $$;
@@ -69,8 +77,7 @@ BEGIN
     timeline := i.timeline;
     established_timeline := e.timeline;
     IF e.number IS NOT NULL THEN
-        established_for := format('%s/%s/%s/%s', e.system_id, e.timeline,
-            (extract(epoch FROM e.postmaster_start) * 1000000)::bigint, (extract(epoch FROM e.checkpointer_start) * 1000000)::bigint);
+        established_for := palisade.incarnation_name(e.system_id, e.timeline, e.postmaster_start, e.checkpointer_start, e.database);
     END IF;
     SELECT coalesce(max(l.token), 0) INTO epoch_status.highest_token FROM palisade.lease AS l;
 END
@@ -99,9 +106,9 @@ BEGIN
     IF establish_epoch.number <= greatest(e.number, (SELECT max(l.token) / 4294967296 FROM palisade.lease AS l)) THEN
         RETURN ('rejected', 'epoch_not_newer', NULL, jsonb_build_object('number', e.number))::palisade.answer;
     END IF;
-    INSERT INTO palisade.epoch AS x (number, system_id, timeline, postmaster_start, checkpointer_start, checkpointer_pid, established_at)
-        VALUES (establish_epoch.number, i.system_id, i.timeline, i.postmaster_start, i.checkpointer_start, i.checkpointer_pid, clock_timestamp())
-    ON CONFLICT (singleton) DO UPDATE SET number = excluded.number, system_id = excluded.system_id, timeline = excluded.timeline,
+    INSERT INTO palisade.epoch AS x (number, system_id, database, timeline, postmaster_start, checkpointer_start, checkpointer_pid, established_at)
+        VALUES (establish_epoch.number, i.system_id, i.database, i.timeline, i.postmaster_start, i.checkpointer_start, i.checkpointer_pid, clock_timestamp())
+    ON CONFLICT (singleton) DO UPDATE SET number = excluded.number, system_id = excluded.system_id, database = excluded.database, timeline = excluded.timeline,
         postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start,
         checkpointer_pid = excluded.checkpointer_pid, established_at = excluded.established_at;
     -- By id: the lock order. Their leases are granted anew, under tokens of the new epoch.

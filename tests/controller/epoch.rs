@@ -122,7 +122,7 @@ async fn two_databases_at_once_get_two_numbers() {
 
 #[tokio::test]
 async fn a_database_that_was_dropped_and_made_anew_gets_a_new_number() {
-    // In a running server: the incarnation is the same.
+    // In a running server.
     let stage = Stage::with("epoch-anew", Db::without_epoch().await, false).await;
     assert_eq!(allocator(&stage).ensure(false).await.expect("an epoch"), 1);
     let anew = Db::without_epoch().await;

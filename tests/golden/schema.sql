@@ -301,6 +301,7 @@ CREATE FUNCTION palisade.current_epoch() RETURNS bigint
     SELECT e.number
     FROM palisade.epoch AS e
     WHERE e.postmaster_start = pg_postmaster_start_time()
+      AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
       AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
       AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a)
 $$;
@@ -471,8 +472,7 @@ BEGIN
     timeline := i.timeline;
     established_timeline := e.timeline;
     IF e.number IS NOT NULL THEN
-        established_for := format('%s/%s/%s/%s', e.system_id, e.timeline,
-            (extract(epoch FROM e.postmaster_start) * 1000000)::bigint, (extract(epoch FROM e.checkpointer_start) * 1000000)::bigint);
+        established_for := palisade.incarnation_name(e.system_id, e.timeline, e.postmaster_start, e.checkpointer_start, e.database);
     END IF;
     SELECT coalesce(max(l.token), 0) INTO epoch_status.highest_token FROM palisade.lease AS l;
 END
@@ -504,9 +504,9 @@ BEGIN
     IF establish_epoch.number <= greatest(e.number, (SELECT max(l.token) / 4294967296 FROM palisade.lease AS l)) THEN
         RETURN ('rejected', 'epoch_not_newer', NULL, jsonb_build_object('number', e.number))::palisade.answer;
     END IF;
-    INSERT INTO palisade.epoch AS x (number, system_id, timeline, postmaster_start, checkpointer_start, checkpointer_pid, established_at)
-        VALUES (establish_epoch.number, i.system_id, i.timeline, i.postmaster_start, i.checkpointer_start, i.checkpointer_pid, clock_timestamp())
-    ON CONFLICT (singleton) DO UPDATE SET number = excluded.number, system_id = excluded.system_id, timeline = excluded.timeline,
+    INSERT INTO palisade.epoch AS x (number, system_id, database, timeline, postmaster_start, checkpointer_start, checkpointer_pid, established_at)
+        VALUES (establish_epoch.number, i.system_id, i.database, i.timeline, i.postmaster_start, i.checkpointer_start, i.checkpointer_pid, clock_timestamp())
+    ON CONFLICT (singleton) DO UPDATE SET number = excluded.number, system_id = excluded.system_id, database = excluded.database, timeline = excluded.timeline,
         postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start,
         checkpointer_pid = excluded.checkpointer_pid, established_at = excluded.established_at;
     -- By id: the lock order. Their leases are granted anew, under tokens of the new epoch.
@@ -667,7 +667,7 @@ BEGIN
 END
 $$;
 ALTER FUNCTION palisade.held(id uuid, key text) OWNER TO palisade_owner;
-CREATE FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT name text) RETURNS record
+CREATE FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT database oid, OUT name text) RETURNS record
     LANGUAGE plpgsql
     AS $$
 BEGIN
@@ -680,11 +680,18 @@ BEGIN
         RAISE EXCEPTION 'palisade: the start of the checkpointer cannot be read'
             USING ERRCODE = 'PS006', HINT = 'GRANT pg_read_all_stats TO palisade_owner';
     END IF;
-    name := format('%s/%s/%s/%s', system_id, timeline,
-        (extract(epoch FROM postmaster_start) * 1000000)::bigint, (extract(epoch FROM checkpointer_start) * 1000000)::bigint);
+    SELECT d.oid INTO incarnation.database FROM pg_catalog.pg_database AS d WHERE d.datname = current_database();
+    name := palisade.incarnation_name(system_id, timeline, postmaster_start, checkpointer_start, database);
 END
 $$;
-ALTER FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT name text) OWNER TO palisade_owner;
+ALTER FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT database oid, OUT name text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.incarnation_name(system_id bigint, timeline integer, postmaster_start timestamp with time zone, checkpointer_start timestamp with time zone, database oid) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT concat_ws('/', system_id, timeline, (extract(epoch FROM postmaster_start) * 1000000)::bigint,
+        (extract(epoch FROM checkpointer_start) * 1000000)::bigint, database)
+$$;
+ALTER FUNCTION palisade.incarnation_name(system_id bigint, timeline integer, postmaster_start timestamp with time zone, checkpointer_start timestamp with time zone, database oid) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.key_fits(p_session uuid, p_key text) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
@@ -1520,6 +1527,7 @@ CREATE TABLE palisade.epoch (
     singleton boolean DEFAULT true NOT NULL,
     number bigint NOT NULL,
     system_id bigint NOT NULL,
+    database oid NOT NULL,
     timeline integer NOT NULL,
     postmaster_start timestamp with time zone NOT NULL,
     checkpointer_start timestamp with time zone NOT NULL,
@@ -1749,7 +1757,8 @@ GRANT ALL ON FUNCTION palisade.heartbeat(id uuid, key text) TO palisade_controll
 REVOKE ALL ON FUNCTION palisade.held(id uuid, key text) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.held(id uuid, key text) TO palisade_worker;
 GRANT ALL ON FUNCTION palisade.held(id uuid, key text) TO palisade_controller;
-REVOKE ALL ON FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT name text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT database oid, OUT name text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.incarnation_name(system_id bigint, timeline integer, postmaster_start timestamp with time zone, checkpointer_start timestamp with time zone, database oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.key_fits(p_session uuid, p_key text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.key_hash(key text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.leave(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_args bytea, p_reason text, p_result jsonb) FROM PUBLIC;

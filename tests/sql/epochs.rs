@@ -274,3 +274,20 @@ async fn the_callers_asynchronous_commit_is_overridden_in_every_changing_functio
         conn.run("COMMIT").await;
     }
 }
+
+#[tokio::test]
+async fn a_copy_of_a_database_has_no_epoch_though_it_carries_the_row_along() {
+    let db = Db::new().await;
+    let copy = format!("{}_copy", db.name);
+    let mut admin = Conn::open(&db.server.url).await;
+    admin.run(&format!("CREATE DATABASE {copy} TEMPLATE {}", db.name)).await;
+    let mut conn = Conn::open(&db.server.url_of("postgres", &copy)).await;
+    let status =
+        conn.text("SELECT (number, established, incarnation <> established_for) FROM palisade.epoch_status()").await;
+    assert_eq!(status, "(1,f,t)");
+    let session = Session::fresh();
+    conn.call(&format!("open_session({}, 'w', '10 s')", session.args())).await.is("rejected: epoch_not_established");
+    conn.close().await;
+    admin.run(&format!("DROP DATABASE {copy} WITH (FORCE)")).await;
+    admin.close().await;
+}

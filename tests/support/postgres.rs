@@ -218,16 +218,13 @@ async fn shared() -> &'static Shared {
             };
             let template = format!("template_{}", std::process::id());
             let url = server.migrated(&template).await;
-            let mut conn = Conn::open(&url).await;
             if let Ok(text) = std::env::var(BREAK) {
+                let mut conn = Conn::open(&url).await;
                 // Not a panic: that is what the caller takes for a test that noticed.
                 if tokio::spawn(async move { conn.break_rule(&text).await }).await.is_err() {
                     std::process::exit(UNBREAKABLE);
                 }
-                conn = Conn::open(&url).await;
             }
-            conn.establish(1).await;
-            conn.close().await;
             Shared { server, template }
         })
         .await
@@ -255,6 +252,15 @@ pub struct Db {
 
 impl Db {
     pub async fn new() -> Db {
+        let db = Db::without_epoch().await;
+        let mut conn = db.connect().await;
+        conn.establish(1).await;
+        conn.close().await;
+        db
+    }
+
+    /// Without an epoch, as after a migration.
+    pub async fn without_epoch() -> Db {
         let shared = shared().await;
         let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut admin = Conn::open(&shared.server.url).await;
@@ -265,13 +271,6 @@ impl Db {
         drop(copying);
         admin.close().await;
         Db { name, server: &shared.server }
-    }
-
-    /// Without an epoch, as after a migration.
-    pub async fn without_epoch() -> Db {
-        let db = Db::new().await;
-        db.connect().await.run("DELETE FROM palisade.epoch").await;
-        db
     }
 
     /// The superuser's URL.
