@@ -37,13 +37,19 @@ $$;
 -- The epoch's number, or null where it was not established for this incarnation. Every call pays for it: no file is
 -- read here (the start of the postmaster stands for the system's identifier).
 CREATE FUNCTION palisade.current_epoch() RETURNS bigint
-LANGUAGE sql VOLATILE AS $$
-    SELECT e.number
-    FROM palisade.epoch AS e
-    WHERE e.postmaster_start = pg_postmaster_start_time()
-      AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
-      AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
-      AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a)
+LANGUAGE plpgsql VOLATILE AS $$ -- not SQL: such a function is planned anew in each statement, which costs more than it does
+DECLARE
+    e palisade.epoch;
+BEGIN
+    SELECT * INTO e FROM palisade.epoch;
+    IF e.postmaster_start = pg_postmaster_start_time()
+       AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+       AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+       AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a) THEN
+        RETURN e.number;
+    END IF;
+    RETURN NULL;
+END
 $$;
 
 -- What every function that changes something does first. A caller's own settings must not weaken it:
@@ -451,8 +457,10 @@ $$;
 
 -- The session whose key a token was granted to.
 CREATE FUNCTION palisade.key_fits(p_session uuid, p_key text) RETURNS boolean
-LANGUAGE sql STABLE AS $$
-    SELECT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = p_session AND s.key_hash = palisade.key_hash(p_key))
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM palisade.session AS s WHERE s.id = p_session AND s.key_hash = palisade.key_hash(p_key));
+END
 $$;
 
 -- Every fenced function begins here. It locks the lease's row in a statement of its own, and only then compares.

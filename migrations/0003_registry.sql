@@ -236,28 +236,34 @@ $$;
 -- ---------------------------------------------------------------- plans: the controller's
 
 CREATE FUNCTION palisade.plan_json(n palisade.plan) RETURNS jsonb
-LANGUAGE sql STABLE AS $$
-    SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
         'paused', n.paused, 'removed', n.removed, 'spec', n.spec, 'status_revision', n.status_revision,
-        'progress_ms', palisade.milliseconds(n.progress_ttl)) END
+        'progress_ms', palisade.milliseconds(n.progress_ttl)) END);
+END
 $$;
 
 -- Which plan is the current one: small enough to ride on every answer, so that a changed plan is seen at the next step.
 CREATE FUNCTION palisade.plan_mark(p_resource text) RETURNS jsonb
-LANGUAGE sql STABLE AS $$
-    SELECT jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout, 'paused', n.paused, 'removed', n.removed)
-    FROM palisade.plan AS n WHERE n.resource = p_resource
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout, 'paused', n.paused, 'removed', n.removed)
+    FROM palisade.plan AS n WHERE n.resource = p_resource);
+END
 $$;
 
 CREATE FUNCTION palisade.deployment_json(d palisade.deployment) RETURNS jsonb
-LANGUAGE sql VOLATILE AS $$
-    SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN (SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
         'step_age_ms', palisade.milliseconds(clock_timestamp() - d.step_started_at),
         'step_started_at', d.step_started_at,
         'serving_model', d.serving_model, 'serving_version', d.serving_version, 'serving_revision', d.serving_revision,
         'serving_since', d.serving_since,
         'serving_age_ms', palisade.milliseconds(clock_timestamp() - d.serving_since),
-        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END
+        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END);
+END
 $$;
 
 -- What a deployment should be. The same plan again changes nothing, but with wake it is looked at again (something in the
@@ -425,9 +431,11 @@ END
 $$;
 
 CREATE FUNCTION palisade.write_event(p_resource text, p_kind text, p_token bigint, p_sequence bigint, p_data jsonb) RETURNS void
-LANGUAGE sql AS $$
+LANGUAGE plpgsql AS $$
+BEGIN
     INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
-        VALUES (p_resource, p_kind, p_token, p_sequence, p_data, clock_timestamp())
+        VALUES (p_resource, p_kind, p_token, p_sequence, p_data, clock_timestamp());
+END
 $$;
 
 CREATE FUNCTION palisade.record_step(resource text, token bigint, sequence bigint, key text, uid uuid, rollout bigint, step text, state jsonb) RETURNS palisade.answer

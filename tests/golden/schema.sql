@@ -296,14 +296,20 @@ END
 $$;
 ALTER FUNCTION palisade.close_session(id uuid, key text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.current_epoch() RETURNS bigint
-    LANGUAGE sql
-    AS $$
-    SELECT e.number
-    FROM palisade.epoch AS e
-    WHERE e.postmaster_start = pg_postmaster_start_time()
-      AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
-      AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
-      AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a)
+    LANGUAGE plpgsql
+    AS $$ -- not SQL: such a function is planned anew in each statement, which costs more than it does
+DECLARE
+    e palisade.epoch;
+BEGIN
+    SELECT * INTO e FROM palisade.epoch;
+    IF e.postmaster_start = pg_postmaster_start_time()
+       AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+       AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+       AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a) THEN
+        RETURN e.number;
+    END IF;
+    RETURN NULL;
+END
 $$;
 ALTER FUNCTION palisade.current_epoch() OWNER TO palisade_owner;
 CREATE TABLE palisade.deployment (
@@ -325,15 +331,17 @@ CREATE TABLE palisade.deployment (
 WITH (fillfactor='70');
 ALTER TABLE palisade.deployment OWNER TO palisade_owner;
 CREATE FUNCTION palisade.deployment_json(d palisade.deployment) RETURNS jsonb
-    LANGUAGE sql
+    LANGUAGE plpgsql
     AS $$
-    SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
+BEGIN
+    RETURN (SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
         'step_age_ms', palisade.milliseconds(clock_timestamp() - d.step_started_at),
         'step_started_at', d.step_started_at,
         'serving_model', d.serving_model, 'serving_version', d.serving_version, 'serving_revision', d.serving_revision,
         'serving_since', d.serving_since,
         'serving_age_ms', palisade.milliseconds(clock_timestamp() - d.serving_since),
-        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END
+        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END);
+END
 $$;
 ALTER FUNCTION palisade.deployment_json(d palisade.deployment) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.drop_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid) RETURNS palisade.answer
@@ -693,9 +701,11 @@ CREATE FUNCTION palisade.incarnation_name(system_id bigint, timeline integer, po
 $$;
 ALTER FUNCTION palisade.incarnation_name(system_id bigint, timeline integer, postmaster_start timestamp with time zone, checkpointer_start timestamp with time zone, database oid) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.key_fits(p_session uuid, p_key text) RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     AS $$
-    SELECT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = p_session AND s.key_hash = palisade.key_hash(p_key))
+BEGIN
+    RETURN EXISTS (SELECT FROM palisade.session AS s WHERE s.id = p_session AND s.key_hash = palisade.key_hash(p_key));
+END
 $$;
 ALTER FUNCTION palisade.key_fits(p_session uuid, p_key text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.key_hash(key text) RETURNS bytea
@@ -950,18 +960,22 @@ CREATE TABLE palisade.plan (
 WITH (fillfactor='70');
 ALTER TABLE palisade.plan OWNER TO palisade_owner;
 CREATE FUNCTION palisade.plan_json(n palisade.plan) RETURNS jsonb
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     AS $$
-    SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
+BEGIN
+    RETURN (SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
         'paused', n.paused, 'removed', n.removed, 'spec', n.spec, 'status_revision', n.status_revision,
-        'progress_ms', palisade.milliseconds(n.progress_ttl)) END
+        'progress_ms', palisade.milliseconds(n.progress_ttl)) END);
+END
 $$;
 ALTER FUNCTION palisade.plan_json(n palisade.plan) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.plan_mark(p_resource text) RETURNS jsonb
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     AS $$
-    SELECT jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout, 'paused', n.paused, 'removed', n.removed)
-    FROM palisade.plan AS n WHERE n.resource = p_resource
+BEGIN
+    RETURN (SELECT jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout, 'paused', n.paused, 'removed', n.removed)
+    FROM palisade.plan AS n WHERE n.resource = p_resource);
+END
 $$;
 ALTER FUNCTION palisade.plan_mark(p_resource text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.plan_show(resource text) RETURNS jsonb
@@ -1481,10 +1495,12 @@ END
 $$;
 ALTER FUNCTION palisade.write_alias(p_model text, p_alias text, p_version bigint, p_guard text, p_token bigint, p_sequence bigint) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.write_event(p_resource text, p_kind text, p_token bigint, p_sequence bigint, p_data jsonb) RETURNS void
-    LANGUAGE sql
+    LANGUAGE plpgsql
     AS $$
+BEGIN
     INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
-        VALUES (p_resource, p_kind, p_token, p_sequence, p_data, clock_timestamp())
+        VALUES (p_resource, p_kind, p_token, p_sequence, p_data, clock_timestamp());
+END
 $$;
 ALTER FUNCTION palisade.write_event(p_resource text, p_kind text, p_token bigint, p_sequence bigint, p_data jsonb) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.write_step(p_resource text, p_token bigint, p_uid uuid, p_rollout bigint, p_step text, p_state jsonb) RETURNS text
