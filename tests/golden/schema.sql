@@ -302,6 +302,9 @@ DECLARE
     e palisade.epoch;
 BEGIN
     SELECT * INTO e FROM palisade.epoch;
+    IF e.number IS NULL THEN
+        RETURN NULL; -- there is none yet, and pg_stat_get_activity(NULL) is everybody's
+    END IF;
     IF e.postmaster_start = pg_postmaster_start_time()
        AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
        AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer

@@ -291,3 +291,14 @@ async fn a_copy_of_a_database_has_no_epoch_though_it_carries_the_row_along() {
     admin.run(&format!("DROP DATABASE {copy} WITH (FORCE)")).await;
     admin.close().await;
 }
+
+#[tokio::test]
+async fn a_database_without_an_epoch_says_so_however_often_it_is_asked() {
+    let db = Db::without_epoch().await;
+    let mut conn = db.connect().await;
+    // More often than a plan is made anew: a later one may be another.
+    for _ in 0..20 {
+        assert_eq!(conn.text("SELECT established FROM palisade.epoch_status()").await, "false");
+    }
+    conn.close().await;
+}
