@@ -322,7 +322,7 @@ impl Lease {
     }
 
     fn refused(&self, rejection: &Rejection) -> LeaseError {
-        tracing::warn!(resource = self.holder.resource, token = %self.holder.token, "{rejection}");
+        tracing::warn!(resource = self.holder.resource, fence = %self.holder.token, "{rejection}");
         self.give_up();
         LeaseError::Lost { resource: self.holder.resource.clone(), token: self.holder.token }
     }

@@ -279,7 +279,7 @@ impl Session {
             Fence { token, sequence: 0 },
             "grant",
         );
-        tracing::info!(resource, %token, takeover, "lease granted");
+        tracing::info!(resource, fence = %token, takeover, "lease granted");
         Ok(Lease::new(Holder { session: Arc::clone(&self.inner), resource, token, cancel }))
     }
 
@@ -317,7 +317,7 @@ impl Session {
             }
         };
         for (resource, token, why) in claims.unreadable {
-            tracing::error!(resource, %token, "this plan is of another release: leaving it to a worker that can read it: {why}");
+            tracing::error!(resource, fence = %token, "this plan is of another release: leaving it to a worker that can read it: {why}");
             let lease = self.lease(resource, token, false)?;
             if let Err(error) = lease.release(Some(Duration::from_secs(60))).await {
                 tracing::warn!("not released: {error}"); // dropped here, and found again by release_unknown
@@ -389,7 +389,7 @@ async fn keep(inner: Arc<Inner>, store: Store) {
                 for loss in beat.lost {
                     // Each heartbeat tells of it again: the answer before may have been lost.
                     if inner.forget(&loss.resource, loss.token) {
-                        tracing::warn!(resource = loss.resource, token = %loss.token, reason = loss.reason, "lease lost");
+                        tracing::warn!(resource = loss.resource, fence = %loss.token, reason = loss.reason, "lease lost");
                     }
                 }
                 wait = interval;

@@ -167,9 +167,11 @@ pub(super) async fn run(context: &Context, lease: &Lease, claimed: Claimed) {
     };
     let (resource, token) = (lease.resource(), lease.token());
     match ended {
-        Ok(()) => tracing::info!(resource, %token, "done"),
-        Err(Halt::Lost) => tracing::warn!(resource, %token, "the lease is lost: left as it is, for its next owner"),
-        Err(halt) => tracing::info!(resource, %token, "left: {halt:?}"),
+        Ok(()) => tracing::info!(resource, fence = %token, "done"),
+        Err(Halt::Lost) => {
+            tracing::warn!(resource, fence = %token, "the lease is lost: left as it is, for its next owner")
+        }
+        Err(halt) => tracing::info!(resource, fence = %token, "left: {halt:?}"),
     }
 }
 
@@ -215,7 +217,7 @@ impl<'a> Rollout<'a> {
             Ok(()) => self.release(None).await?,
             Err(Halt::Handover) => self.release(Some(Duration::ZERO)).await?,
             Err(Halt::Failed { reason, message, retry_in }) => {
-                tracing::warn!(resource = self.lease.resource(), token = %self.lease.token(), reason, "rollout stopped: {message}");
+                tracing::warn!(resource = self.lease.resource(), fence = %self.lease.token(), reason, "rollout stopped: {message}");
                 self.settle().await?;
                 let again = match self.record(self.failure(reason, message, *retry_in)).await {
                     Ok(_) => None,

@@ -43,7 +43,7 @@ async fn restore(r: &Rollout<'_>, first: Step, services: &[Service], deployments
     let selected = |s: &Service| s.spec.as_ref()?.selector.as_ref()?.get(REVISION_LABEL).cloned();
     for service in services {
         if selected(service).is_some_and(|revision| revision != serving) {
-            tracing::warn!(resource = r.lease.resource(), token = %r.lease.token(), serving, "the Service pointed elsewhere: putting it back");
+            tracing::warn!(resource = r.lease.resource(), fence = %r.lease.token(), serving, "the Service pointed elsewhere: putting it back");
             r.context.cluster.select(r.lease, service, serving).await?;
         }
     }
