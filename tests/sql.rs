@@ -4,10 +4,10 @@
 //! rule in turn and sees its test fail, `mutation` takes the gate out of each fenced function.
 
 #[path = "support/postgres.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "each test binary uses a part of the support")]
 mod postgres;
 #[path = "support/proxy.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "each test binary uses a part of the support")]
 mod proxy;
 #[path = "sql/mod.rs"]
 mod sql;

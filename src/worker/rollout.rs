@@ -128,7 +128,6 @@ impl Halt {
 pub(super) struct Rollout<'a> {
     pub context: &'a Context,
     pub lease: &'a Lease,
-    pub clock: Clock,
     pub plan: Plan,
     pub state: State,
     /// The revision that serves, as far as it was recorded.
@@ -193,8 +192,7 @@ async fn report(lease: &Lease, progress: Duration) -> Infallible {
 
 impl<'a> Rollout<'a> {
     fn new(context: &'a Context, lease: &'a Lease, claimed: &Claimed) -> Self {
-        let clock = context.clock.clone();
-        let now = clock.now();
+        let now = context.clock.now();
         let own = claimed.deployment.as_ref().filter(|d| d.uid == claimed.plan.uid);
         let ago = |millis: i64| now.before(Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
         Self {
@@ -206,7 +204,6 @@ impl<'a> Rollout<'a> {
             serving_since: own.and_then(|d| d.serving_age_ms).map(ago),
             step: Step::resume(&claimed.plan, claimed.deployment.as_ref()),
             step_began: own.filter(|d| d.rollout == claimed.plan.rollout).map_or(now, |d| ago(d.step_age_ms)),
-            clock,
         }
     }
 
@@ -248,14 +245,14 @@ impl<'a> Rollout<'a> {
                 return Err(Halt::Handover);
             }
             failpoint::enter_step(step.name());
-            let began = self.clock.now();
+            let began = self.context.clock.now();
             let ended = self.step(step).await;
             let result = match &ended {
                 Ok(()) => ResultLabel::Ok,
                 Err(Halt::Failed { .. }) => ResultLabel::Error,
                 Err(Halt::Lost | Halt::Turned | Halt::Handover) => ResultLabel::Stopped,
             };
-            self.context.metrics.step(step.name(), result, self.clock.now().since(began));
+            self.context.metrics.step(step.name(), result, self.context.clock.now().since(began));
             ended?;
         }
         failpoint::enter_step("done");
@@ -285,7 +282,7 @@ impl<'a> Rollout<'a> {
         };
         let result = self.record(write).await?;
         let age = result.get("step_age_ms").and_then(serde_json::Value::as_u64).unwrap_or(0);
-        self.step_began = self.clock.now().before(Duration::from_millis(age));
+        self.step_began = self.context.clock.now().before(Duration::from_millis(age));
         Ok(())
     }
 

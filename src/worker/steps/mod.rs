@@ -47,6 +47,6 @@ impl Rollout<'_> {
 
     /// What is left of a step's time, of which earlier owners may have used some.
     fn left_of(&self, timeout_ms: u64) -> Duration {
-        Duration::from_millis(timeout_ms).saturating_sub(self.clock.now().since(self.step_began))
+        Duration::from_millis(timeout_ms).saturating_sub(self.context.clock.now().since(self.step_began))
     }
 }

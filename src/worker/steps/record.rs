@@ -20,7 +20,7 @@ pub async fn switch(r: &mut Rollout<'_>) -> Result<(), Halt> {
     r.state.history.truncate(spec.revision_history_limit + 1);
     let recorded = r.record(serving(r, spec.promote_alias.clone())).await;
     if r.serving.as_ref() != Some(&revision) {
-        r.serving_since = Some(r.clock.now());
+        r.serving_since = Some(r.context.clock.now());
     }
     r.serving = Some(revision);
     match recorded {
