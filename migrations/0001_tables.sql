@@ -1,4 +1,4 @@
--- Roles, schema and tables. Who may do what with them is in 0004_grants.sql.
+-- Roles, schema and tables. Who may do what with them is in 0006_grants.sql.
 --
 -- Roles are shared by all databases of a server, so another database's migration may be making the same ones now:
 -- each is made by itself, and "somebody else just made it" is not an error.

@@ -1,0 +1,4 @@
+-- A table of your own becomes a protected resource.
+SET LOCAL ROLE palisade_owner;
+
+RESET ROLE;
