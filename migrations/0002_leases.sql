@@ -476,11 +476,13 @@ DECLARE
     l       palisade.lease;
     o       palisade.operation;
     s       record;
+    a       palisade.answer;
     v_epoch bigint;
 BEGIN
     PERFORM palisade.begin_call();
-    IF p_resource IS NULL OR p_token IS NULL OR p_token < 1 OR p_key IS NULL OR (p_args IS NOT NULL AND (p_sequence IS NULL OR p_sequence < 1)) THEN
-        RAISE EXCEPTION 'palisade: resource, token, sequence and key are needed, and token and sequence are at least 1 (resource %, token %, sequence %)',
+    IF p_resource IS NULL OR p_token IS NULL OR p_token < 1 OR p_key IS NULL
+       OR (p_args IS NOT NULL AND (p_sequence IS NULL OR p_sequence NOT BETWEEN 1 AND 9007199254740991)) THEN
+        RAISE EXCEPTION 'palisade: resource, token, sequence and key are needed, token is at least 1, sequence between 1 and 2^53 - 1 (resource %, token %, sequence %)',
             p_resource, p_token, p_sequence USING ERRCODE = 'PS004';
     END IF;
     SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = p_resource FOR NO KEY UPDATE;
@@ -493,14 +495,14 @@ BEGIN
         -- that was applied before a crash is not "rejected" after it.
         IF p_sequence IS NOT NULL THEN
             SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
-            IF o.resource IS NOT NULL AND palisade.key_fits(
-                    (SELECT h.session FROM palisade.grant_history AS h WHERE h.resource = p_resource AND h.token = p_token), p_key) THEN
+            a := CASE WHEN o.resource IS NOT NULL THEN palisade.may_ask(p_resource, p_token, p_key) END;
+            IF o.resource IS NOT NULL AND a.outcome IS NULL THEN
                 RETURN palisade.replay(o, p_kind, p_args, l.token);
             END IF;
         END IF;
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind,
             CASE WHEN v_epoch IS NULL THEN 'epoch_not_established' WHEN p_token > l.token THEN 'not_issued'
-                 WHEN p_token < l.ledger_from THEN 'forgotten' ELSE 'stale' END, l.token);
+                 WHEN p_token < l.ledger_from OR a.outcome = 'forgotten' THEN 'forgotten' ELSE 'stale' END, l.token);
     ELSIF p_token > l.token THEN
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token);
     END IF;
@@ -634,40 +636,67 @@ $$;
 
 -- ---------------------------------------------------------------- what became of a write
 
+-- Whether nobody can pass the gate any more under a token that is still the newest: its epoch or its session is over.
+-- A write that passed before may still be running: then its transaction holds the lease's row. Asked before the ledger
+-- is read, so that one which has ended meanwhile is found there.
+CREATE FUNCTION palisade.gate_is_closed(p_resource text, p_token bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN false; -- what is read next is as old as the transaction
+    ELSIF EXISTS (SELECT FROM palisade.epoch AS e WHERE p_token / 4294967296 < e.number)
+          OR EXISTS (SELECT FROM palisade.lease AS l JOIN palisade.session AS s ON s.id = l.session
+                     WHERE l.resource = p_resource AND l.token = p_token AND s.closed_at IS NOT NULL) THEN
+        RETURN NOT EXISTS (
+            SELECT FROM palisade.lease AS l JOIN pg_catalog.pg_locks AS k ON k.locktype = 'transactionid' AND k.transactionid = l.xmax
+            WHERE l.resource = p_resource AND k.granted AND k.pid <> pg_backend_pid());
+    END IF;
+    RETURN false;
+END
+$$;
+
 -- Without a key, for people: the ledger's word on one fence.
 CREATE FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) RETURNS palisade.answer
-LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    v_closed boolean := palisade.gate_is_closed(operation_show.resource, operation_show.token);
+BEGIN
     -- One statement, one snapshot: lease and ledger belong together.
-    SELECT (CASE
+    RETURN (SELECT (CASE
                 WHEN o.outcome IS NOT NULL THEN o.outcome
                 WHEN l.token IS NULL OR operation_show.token > l.token THEN 'never'
                 WHEN operation_show.token < l.ledger_from THEN 'forgotten'
                 -- Without a session the token was raised by a release or a revocation: nobody holds it.
                 WHEN operation_show.token < l.token OR operation_show.sequence <= l.sequence OR l.session IS NULL THEN 'never'
+                WHEN v_closed OR operation_show.sequence > 9007199254740991 THEN 'never'
                 ELSE 'pending'
             END,
             o.reason, l.token, o.result)::palisade.answer
     FROM (SELECT 1) AS one
     LEFT JOIN palisade.lease AS l ON l.resource = operation_show.resource
     LEFT JOIN palisade.operation AS o
-        ON o.resource = operation_show.resource AND o.token = operation_show.token AND o.sequence = operation_show.sequence
+        ON o.resource = operation_show.resource AND o.token = operation_show.token AND o.sequence = operation_show.sequence);
+END
 $$;
 
--- Who may ask about a token: the session that it was granted to. A session that was cleaned away took its fences along.
+-- Who may ask about a token: the session that it was granted to. Upkeep removes old grants and ended sessions: with
+-- them goes the proof of who it was.
 CREATE FUNCTION palisade.may_ask(p_resource text, p_token bigint, p_key text) RETURNS palisade.answer
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_session uuid;
-    v_current bigint;
+    h palisade.grant_history;
+    l palisade.lease;
 BEGIN
-    SELECT h.session INTO v_session FROM palisade.grant_history AS h WHERE h.resource = p_resource AND h.token = p_token;
-    SELECT l.token INTO v_current FROM palisade.lease AS l WHERE l.resource = p_resource;
-    IF palisade.key_fits(v_session, p_key) THEN
-        RETURN (NULL, NULL, v_current, NULL)::palisade.answer;
-    ELSIF v_session IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = v_session) THEN
-        RETURN ('forgotten', NULL, v_current, NULL)::palisade.answer;
+    SELECT x.* INTO h FROM palisade.grant_history AS x WHERE x.resource = p_resource AND x.token = p_token;
+    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = p_resource;
+    IF palisade.key_fits(h.session, p_key) THEN
+        RETURN (NULL, NULL, l.token, NULL)::palisade.answer;
+    ELSIF h.session IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = h.session)
+          OR h.resource IS NULL AND p_token < l.ledger_from THEN
+        RETURN ('forgotten', NULL, l.token, NULL)::palisade.answer;
     END IF;
-    RETURN ('rejected', 'wrong_key', v_current, NULL)::palisade.answer;
+    RETURN ('rejected', 'wrong_key', l.token, NULL)::palisade.answer;
 END
 $$;
 
@@ -689,8 +718,8 @@ CREATE FUNCTION palisade.close_fence(p_resource text, p_token bigint, p_sequence
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM palisade.begin_call();
-    IF p_sequence IS NULL OR p_sequence < 1 THEN
-        RAISE EXCEPTION 'palisade: sequence is %, and must be at least 1', p_sequence USING ERRCODE = 'PS004';
+    IF p_sequence IS NULL OR p_sequence NOT BETWEEN 1 AND 9007199254740991 THEN
+        RAISE EXCEPTION 'palisade: sequence is %, and must be between 1 and 2^53 - 1', p_sequence USING ERRCODE = 'PS004';
     END IF;
     PERFORM FROM palisade.lease AS l WHERE l.resource = p_resource FOR NO KEY UPDATE;
     UPDATE palisade.lease AS l SET sequence = p_sequence

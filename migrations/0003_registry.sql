@@ -202,7 +202,9 @@ CREATE FUNCTION palisade.move_guard(
     to_resource text, to_token bigint, to_sequence bigint, to_key text, model text, alias text) RETURNS palisade.answer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
 DECLARE
-    v_args   bytea := palisade.args_hash(move_guard.resource, move_guard.to_resource, move_guard.model, move_guard.alias);
+    -- Both fences name this one write: either of them with another partner is another write.
+    v_args   bytea := palisade.args_hash(move_guard.resource, move_guard.token::text, move_guard.sequence::text,
+                          move_guard.to_resource, move_guard.to_token::text, move_guard.to_sequence::text, move_guard.model, move_guard.alias);
     v_result jsonb := jsonb_build_object('model', move_guard.model, 'alias', move_guard.alias, 'guard', move_guard.to_resource);
     v_reason text;
     a        palisade.answer;
@@ -218,6 +220,7 @@ BEGIN
     END IF;
     b := palisade.enter(move_guard.to_resource, move_guard.to_token, move_guard.to_sequence, move_guard.to_key, 'move_guard', v_args);
     IF b.outcome IS NOT NULL THEN
+        b.result := jsonb_build_object('resource', move_guard.to_resource); -- whose fence it was: the caller's own lease may be fine
         RETURN b;
     END IF;
     UPDATE palisade.alias AS x SET guard = move_guard.to_resource, token = move_guard.to_token, updated_at = clock_timestamp()

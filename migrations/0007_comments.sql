@@ -198,7 +198,7 @@ to_sequence bigint: from 1; a sequence under it
 to_key text: its session''s key
 model text: 1–253 of A-Z a-z 0-9 . _ -; a registered model
 alias text: 1–253 of A-Z a-z 0-9 . _ -; a name for one of the model''s versions
-result: model, alias, guard
+result: model, alias, guard; when the other fence was refused, resource: its resource
 reasons: no_lease, epoch_not_established, not_issued, stale, forgotten, wrong_key, session_closed, superseded, guarded';
 
 -- ---------------------------------------------------------------- fenced writes of the controller

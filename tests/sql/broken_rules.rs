@@ -147,6 +147,30 @@ const BREAKS: &[(&str, &str)] = &[
         "clean ==> OF l SKIP LOCKED ==> OF l",
     ),
     (
+        "sequences::when_the_gate_is_shut_for_a_token_only_a_running_write_is_pending",
+        "gate_is_closed ==> RETURN NOT EXISTS ( ==> RETURN true OR EXISTS (",
+    ),
+    (
+        "sequences::when_the_gate_is_shut_for_a_token_only_a_running_write_is_pending",
+        "operation_show ==> v_closed OR ==> ",
+    ),
+    (
+        "sequences::a_sequence_above_what_json_carries_is_an_error_and_closes_nothing",
+        "enter ==> p_sequence NOT BETWEEN 1 AND 9007199254740991 ==> p_sequence < 1",
+    ),
+    (
+        "sequences::a_sequence_above_what_json_carries_is_an_error_and_closes_nothing",
+        "close_fence ==> p_sequence NOT BETWEEN 1 AND 9007199254740991 ==> p_sequence < 1",
+    ),
+    (
+        "sequences::a_guard_is_moved_under_exactly_the_two_fences_that_were_named",
+        "move_guard ==> move_guard.to_sequence::text, move_guard.model ==> move_guard.model",
+    ),
+    (
+        "sequences::a_guard_is_moved_under_exactly_the_two_fences_that_were_named",
+        "move_guard ==> b.result := jsonb_build_object('resource', move_guard.to_resource); ==> ",
+    ),
+    (
         "lost_answers::when_a_late_request_was_abandoned_it_is_refused_on_arrival",
         "close_fence ==> SET sequence = p_sequence ==> SET sequence = l.sequence",
     ),

@@ -323,6 +323,75 @@ async fn a_fence_that_was_never_granted_is_never_pending() {
     conn.call(&format!("operation_show('{A}', {raised}, 1)")).await.is("never");
 }
 
+/// The gate is shut for a token whose epoch or session is over, though no newer one was granted. Only a write that had
+/// passed it before may still land.
+#[tokio::test]
+async fn when_the_gate_is_shut_for_a_token_only_a_running_write_is_pending() {
+    let (db, mut conn, _) = start().await;
+    let mut other = db.connect().await;
+    for what in ["session", "epoch"] {
+        conn.clear().await;
+        furnish(&mut conn).await;
+        let lease = conn.owner(A).await;
+        conn.call(&operation("operation_status", &lease, 1)).await.is("pending");
+        conn.run("BEGIN").await;
+        conn.call(&set_alias(&lease, 1, 1)).await.is("applied");
+        if what == "session" {
+            // As a takeover of another of its leases does.
+            other
+                .run(&format!("UPDATE palisade.session SET closed_at = now() WHERE id = '{}'", lease.session.id))
+                .await;
+        } else {
+            other.establish(2).await;
+        }
+        other.call(&operation("operation_status", &lease, 1)).await.is("pending");
+        conn.run("COMMIT").await;
+        other.call(&operation("operation_status", &lease, 1)).await.is("applied");
+        other.call(&operation("operation_status", &lease, 2)).await.is("never");
+        let refused = other.call(&set_alias(&lease, 2, 1)).await.word();
+        assert!(["rejected: stale", "rejected: session_closed"].contains(&refused.as_str()), "{what}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_sequence_above_what_json_carries_is_an_error_and_closes_nothing() {
+    let (_db, mut conn, lease) = start().await;
+    let beyond = 1 << 53;
+    for call in [set_alias(&lease, beyond, 1), operation("abandon", &lease, beyond)] {
+        assert_eq!(conn.try_call(&call).await.expect_err(&call).code, "PS004", "{call}");
+    }
+    conn.call(&operation("operation_status", &lease, beyond)).await.is("never");
+    conn.call(&set_alias(&lease, beyond - 1, 1)).await.is("applied");
+}
+
+/// Both fences name the one write: neither may be played again with another partner.
+#[tokio::test]
+async fn a_guard_is_moved_under_exactly_the_two_fences_that_were_named() {
+    let (_db, mut conn, from) = start().await;
+    let to = conn.owner("deployment/ns/b").await;
+    let moved = |n: i64, m: i64| {
+        format!(
+            "move_guard({}, '{}', {}, {m}, '{}', 'm', 'guarded')",
+            from.fence(n),
+            to.resource,
+            to.token,
+            to.session.key
+        )
+    };
+    conn.call(&moved(1, 1)).await.is("applied");
+    conn.call(&moved(1, 1)).await.is("replayed");
+    for (n, m) in [(1, 2), (2, 1)] {
+        let failure = conn.try_call(&moved(n, m)).await.expect_err("another write");
+        assert_eq!(failure.code, "PS001", "{n} {m}: {failure:?}");
+    }
+    // A refusal of the other fence says so: the caller's own lease is as good as before.
+    conn.take_over(&to).await;
+    let refused = conn.call(&moved(2, 2)).await;
+    refused.is("rejected: stale");
+    assert_eq!(refused.result()["resource"], "deployment/ns/b");
+    conn.call(&set_alias(&from, 2, 1)).await.is("applied");
+}
+
 #[tokio::test]
 async fn every_refusal_is_a_row_that_says_which_fence_and_why() {
     let (_db, mut conn, lease) = start().await;
