@@ -150,6 +150,7 @@ CREATE TABLE palisade.request (
     answer    palisade.answer NOT NULL,
     at        timestamptz NOT NULL
 );
+CREATE INDEX request_at ON palisade.request (at);
 
 CREATE TABLE palisade.registered_model (
     name         text PRIMARY KEY CHECK (name ~ '^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$'),

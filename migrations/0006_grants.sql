@@ -28,7 +28,7 @@ GRANT EXECUTE ON FUNCTION
     palisade.epoch_status, palisade.establish_epoch,
     palisade.put_plan, palisade.drop_plan, palisade.next_revision, palisade.observe,
     palisade.version_show, palisade.plan_show, palisade.events, palisade.figures,
-    palisade.end_blockers, palisade.clean
+    palisade.end_blockers, palisade.clean, palisade.sizes
 TO palisade_controller;
 
 GRANT EXECUTE ON FUNCTION
@@ -36,7 +36,7 @@ GRANT EXECUTE ON FUNCTION
 TO palisade_registry;
 
 GRANT EXECUTE ON FUNCTION
-    palisade.operation_show, palisade.epoch_status, palisade.version_show, palisade.plan_show, palisade.events, palisade.figures
+    palisade.operation_show, palisade.epoch_status, palisade.version_show, palisade.plan_show, palisade.events, palisade.figures, palisade.sizes
 TO palisade_reader;
 
 -- Readers see everything but the keys' hashes.

@@ -297,9 +297,13 @@ reasons: incarnation_changed, epoch_not_newer';
 COMMENT ON FUNCTION palisade.end_blockers IS 'Ends backends that idle in a transaction with leases locked. Answers how many. Superusers are spared.
 older_than interval: from 1 second; idle for longer than this
 result: count';
-COMMENT ON FUNCTION palisade.clean IS 'Removes what is old in the ledgers of former tokens, refusals, requests, events and ended sessions: one batch. Answers how many rows; call again while it answers as many as batch.
-older_than interval: from 1 hour; rows older than this
-batch integer: 1–100000; rows of each kind at most
-result: count';
+COMMENT ON FUNCTION palisade.clean IS 'Removes what is old of one kind, one batch. Never what a fence still needs: the ledger and the grant of a current token, the grant of a token whose ledger is kept, a session that stands in a lease. Whatever is locked is left for another time.
+what text: ledger (of former tokens), refusals, history (former grants), events, requests (of plain clients), sessions (that ended)
+older_than interval: 1 hour to 3650 days; rows older than this. For sessions and history no less than for the ledger
+batch integer: 1–10000; how many rows are removed at most, and how many leases or sessions are looked at
+after text: null, or the place that the last call answered
+result: row of removed: how many rows, and place: call again with it as after; null: there is no more for now';
+COMMENT ON FUNCTION palisade.sizes IS 'Bytes on disk of each table that grows, its indexes included: rows of name, bytes.
+result: rows';
 
 RESET ROLE;

@@ -14,7 +14,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::lease::{Ended, Observer};
 use crate::outcome::{Outcome, Reason};
-use crate::store::Figures;
+use crate::store::{Figures, Kind, Size};
 
 /// How something ended that either works or does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +55,10 @@ enum Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct ReasonLabel(Reason);
 
+/// [`Kind`], to be implemented for here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct RemovedLabel(Kind);
+
 macro_rules! words {
     ($($type:ty { $($pattern:pat => $word:expr,)+ })+) => {$(
         impl EncodeLabelValue for $type {
@@ -71,6 +75,7 @@ words! {
     OutcomeLabel { Self::Applied => "applied", Self::Replayed => "replayed", Self::Rejected => "rejected", Self::Unknown => "unknown", }
     Cause { Self::Overdue => "overdue", Self::Refused => "refused", Self::Closed => "closed", }
     ReasonLabel { Self(reason) => reason.word(), }
+    RemovedLabel { Self(kind) => kind.word(), }
 }
 
 macro_rules! label_sets {
@@ -89,6 +94,8 @@ label_sets! {
     ByReason { reason: ReasonLabel }
     ByCause { cause: Cause }
     ByStep { step: &'static str, result: ResultLabel }
+    ByRemoved { kind: RemovedLabel }
+    ByTable { table: &'static str }
 }
 
 impl<T> From<&Outcome<T>> for OutcomeLabel {
@@ -144,6 +151,8 @@ pub struct Metrics {
     sessions_open: Known<Gauge>,
     oldest_transaction: Known<Seconds>,
     oldest_snapshot_age: Known<Gauge>,
+    rows_removed: Family<ByRemoved, Counter>,
+    table_bytes: Family<ByTable, Gauge>,
     reconciles: Family<ByResult, Counter>,
     reconcile_duration: Histogram,
     leader: Known<Gauge>,
@@ -211,6 +220,8 @@ impl Metrics {
                 "How many transactions the server's oldest snapshot is behind",
                 Known::default(),
             ),
+            rows_removed: add(r, "rows_removed", "Old rows that were removed, by kind", Family::default()),
+            table_bytes: add(r, "table_bytes", "What a table takes on the disk, with its indexes", Family::default()),
             reconciles: add(r, "reconciles", "Reconciliations of a ModelDeployment", Family::default()),
             reconcile_duration: add(r, "reconcile_duration_seconds", "How long they took", Fast.new_metric()),
             leader: add(r, "leader", "Whether this controller leads", Known::default()),
@@ -260,6 +271,22 @@ impl Metrics {
         self.sessions_open.get_or_create(&[]).set(*sessions_open);
         self.oldest_transaction.get_or_create(&[]).set(oldest_transaction.as_secs_f64());
         self.oldest_snapshot_age.get_or_create(&[]).set(*oldest_xmin_age);
+    }
+
+    /// Old rows were removed.
+    pub fn removed(&self, kind: Kind, rows: u32) {
+        self.rows_removed.get_or_create(&ByRemoved { kind: RemovedLabel(kind) }).inc_by(rows.into());
+    }
+
+    /// How large the tables are that grow.
+    pub fn sizes(&self, sizes: &[Size]) {
+        // A closed set: a word from outside is no label.
+        const TABLES: [&str; 7] = ["event", "grant_history", "lease", "operation", "refusal", "request", "session"];
+        for Size { table, bytes } in sizes {
+            if let Some(table) = TABLES.into_iter().find(|known| known == table) {
+                self.table_bytes.get_or_create(&ByTable { table }).set(*bytes);
+            }
+        }
     }
 
     /// Whether this controller leads.
@@ -346,7 +373,10 @@ mod tests {
         observer.wrote("set_alias", &Outcome::Rejected(refused));
         metrics.step("verify", ResultLabel::Ok, Duration::from_secs(2));
         metrics.figures(&Figures { queue_depth: 7, ..Figures::default() });
+        metrics.removed(Kind::Ledger, 3);
+        metrics.sizes(&[Size { table: "event".into(), bytes: 8192 }, Size { table: "theirs".into(), bytes: 1 }]);
         let text = metrics.print();
+        assert!(!text.contains("theirs"), "{text}");
         for line in [
             "palisade_grants_total{kind=\"takeover\"} 1",
             "palisade_heartbeats_total{result=\"ok\"} 1",
@@ -357,6 +387,8 @@ mod tests {
             "palisade_unknown_outcomes_total{call=\"set_alias\"} 1",
             "palisade_step_duration_seconds_count{step=\"verify\",result=\"ok\"} 1",
             "palisade_queue_depth{} 7",
+            "palisade_rows_removed_total{kind=\"ledger\"} 3",
+            "palisade_table_bytes{table=\"event\"} 8192",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
         }

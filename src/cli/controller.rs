@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::process::{self, default_name, name, ttl};
 use super::{Context, Database, Error};
 use crate::crd::Span;
 use crate::http::Readiness;
 use crate::manifests::{self, NameError, SYSTEM_NAMESPACE};
+use crate::reconcile::upkeep::Retention;
 use crate::reconcile::{self, Parts, Settings};
 
 /// Turn ModelDeployments into plans, and what workers record into their status
@@ -47,9 +49,61 @@ pub struct Args {
     #[arg(long)]
     adopt_epoch: bool,
 
+    #[command(flatten)]
+    keep: Keep,
+
     /// Where to serve /healthz, /readyz and /metrics; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0", env = "PALISADE_LISTEN", value_name = "ADDRESS")]
     listen: SocketAddr,
+}
+
+/// How long old rows are kept: whole numbers with units (d, h, m, s), from 1h to 3650d.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "What is old is removed")]
+struct Keep {
+    /// Keep what became of writes for this long: until then a fence, or a request, that is sent again gets its first
+    /// answer. What the newest token of a resource wrote is always kept
+    #[arg(long, default_value = "7d", env = "PALISADE_KEEP_LEDGER", value_name = "DURATION", value_parser = keep)]
+    keep_ledger: Duration,
+
+    /// Keep refused writes for this long
+    #[arg(long, default_value = "30d", env = "PALISADE_KEEP_REFUSALS", value_name = "DURATION", value_parser = keep)]
+    keep_refusals: Duration,
+
+    /// Keep grants for this long, no less than the ledger. The newest of each resource is always kept
+    #[arg(long, default_value = "90d", env = "PALISADE_KEEP_HISTORY", value_name = "DURATION", value_parser = keep)]
+    keep_history: Duration,
+
+    /// Keep the registry's events for this long, for readers of palisade.events()
+    #[arg(long, default_value = "7d", env = "PALISADE_KEEP_EVENTS", value_name = "DURATION", value_parser = keep)]
+    keep_events: Duration,
+}
+
+impl Keep {
+    fn retention(&self) -> Result<Retention, Error> {
+        let Self { keep_ledger: ledger, keep_refusals: refusals, keep_history: history, keep_events: events } = *self;
+        if history < ledger {
+            let message =
+                format!("--keep-history is {history:?}, and must not be shorter than --keep-ledger, {ledger:?}");
+            return Err(Error::usage(message));
+        }
+        Ok(Retention { ledger, refusals, history, events })
+    }
+}
+
+fn keep(text: &str) -> Result<Duration, String> {
+    let day = Duration::from_secs(24 * 3600);
+    let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+    let span = match days.and_then(|days| day.checked_mul(days)) {
+        Some(span) => span,
+        None => text.parse::<Span>().map_err(|error| format!("{error}, or in days, such as \"7d\""))?.duration(),
+    };
+    // The database keeps everything for an hour at the least.
+    if (Duration::from_secs(3600)..=day * 3650).contains(&span) {
+        Ok(span)
+    } else {
+        Err("it must be from 1h to 3650d".into())
+    }
 }
 
 fn namespace(text: &str) -> Result<String, NameError> {
@@ -61,13 +115,14 @@ fn namespace(text: &str) -> Result<String, NameError> {
 /// # Errors
 /// When the arguments cannot be used. A database or a cluster that does not answer is waited for.
 pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
-    let Args { database, namespace, watch_namespace, ttl, replica_name, adopt_epoch, listen } = args;
+    let Args { database, namespace, watch_namespace, ttl, replica_name, adopt_epoch, keep, listen } = args;
+    let retention = keep.retention()?;
     context.stop_on_signals()?;
     let (replica, ttl) = (replica_name.unwrap_or_else(|| default_name("controller")), ttl.duration());
     let store = process::store(&database, &format!("palisade controller {replica}"), ttl, 8)?;
     let client = process::client().await?;
     let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
-    let settings = Settings { replica, system_namespace: namespace, watch_namespace, ttl, adopt_epoch };
+    let settings = Settings { replica, system_namespace: namespace, watch_namespace, ttl, adopt_epoch, retention };
     let (clock, metrics) = (context.clock.clone(), Arc::clone(&context.metrics));
     let parts = Parts { settings, store: store.clone(), client, metrics, readiness: readiness.clone(), clock };
     let work = async {

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, RwLock, mpsc};
 use super::drift::Index;
 use super::lead::Tenure;
 pub use super::outline::Meta;
+use super::upkeep::Retention;
 use super::validate::Problem;
 use crate::clock::{Clock, Moment};
 use crate::http::Readiness;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub ttl: Duration,
     /// An operator accepts that the database lost an epoch (a restore).
     pub adopt_epoch: bool,
+    /// How long old rows of the database are kept.
+    pub retention: Retention,
 }
 
 /// What a replica is made of.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Role, key_of};
-use super::sweep;
+use super::{sweep, upkeep};
 use crate::lease::{AcquireError, Lease, Session, SessionConfig, SessionError};
 use crate::outcome::{Reason, Rejection};
 use crate::retry::{around, jitter};
@@ -26,11 +26,6 @@ const POLL: Duration = Duration::from_millis(500);
 const BATCH: u32 = 500;
 /// How often figures for `/metrics` are read.
 const FIGURES: Duration = Duration::from_secs(5);
-/// How often old rows are removed, and how old they are.
-const CLEANING: Duration = Duration::from_secs(600);
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Rows that one call of `clean` removes at the most.
-const CLEANED: i32 = 1000;
 
 /// The time in which this replica leads.
 #[derive(Debug)]
@@ -172,8 +167,8 @@ async fn rule(context: &Arc<Context>, lease: Lease, stop: &CancellationToken) ->
         () = tenure.over() => {}
         () = outbox(context, cursor) => {}
         () = sweep::sweep(context, &tenure) => {}
-        () = end_blockers(context) => {}
-        () = clean(context) => {}
+        () = upkeep::end_blockers(context) => {}
+        () = upkeep::clean(context) => {}
         () = figures(context) => {}
     }
     // Waits for every look: they end by themselves, for the tenure is over.
@@ -240,36 +235,6 @@ fn concerned(context: &Context, events: &[Event]) -> HashSet<kube::runtime::refl
         }
     }
     keys
-}
-
-/// Ends backends of paused clients that keep a lease's row locked.
-async fn end_blockers(context: &Context) {
-    let ttl = context.settings.ttl;
-    loop {
-        tokio::time::sleep(around(ttl)).await;
-        match context.store.end_blockers(ttl).await {
-            Ok(0) => {}
-            Ok(ended) => tracing::warn!(ended, "ended backends that kept a lease's row locked"),
-            Err(error) => tracing::debug!("end_blockers: {error}"),
-        }
-    }
-}
-
-/// Removes what is old, in small batches.
-async fn clean(context: &Context) {
-    loop {
-        tokio::time::sleep(around(CLEANING)).await;
-        loop {
-            match context.store.clean(KEPT).await {
-                Ok(removed) if removed >= CLEANED => tokio::time::sleep(around(Duration::from_millis(200))).await,
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::debug!("clean: {error}");
-                    break;
-                }
-            }
-        }
-    }
 }
 
 async fn figures(context: &Context) {

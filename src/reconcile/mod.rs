@@ -27,6 +27,7 @@ pub mod outline;
 mod report;
 pub mod status;
 mod sweep;
+pub mod upkeep;
 pub mod validate;
 mod watch;
 

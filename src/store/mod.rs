@@ -6,6 +6,7 @@
 //! plans.rs     what the controller asks for                           registry.rs  models and versions, for plain clients
 //! epochs.rs    which incarnation of the database this is              history.rs   what people look at
 //! migrate.rs   the schema                                         schema.rs   its version
+//! upkeep.rs    what is old is removed
 //! naive.rs     a registry without fences, for the demo only
 //! ```
 
@@ -20,6 +21,7 @@ mod plans;
 mod registry;
 mod schema;
 mod sessions;
+mod upkeep;
 mod writes;
 
 use std::str::FromStr;
@@ -38,7 +40,8 @@ pub use plans::{Event, EventCursor, Figures, Observed, PlanRow, Takeover, Versio
 pub use registry::{Model, Version};
 pub use schema::{SchemaState, schema_state};
 pub use sessions::{Claimed, Claims, Heartbeat, Held, Loss, OperationState};
-pub use writes::{Address, Write};
+pub use upkeep::{Cleaned, Kind, Size};
+pub use writes::{Address, Counterpart, Write};
 
 /// How to reach the database, and how long to wait for it.
 #[derive(Clone, Debug)]

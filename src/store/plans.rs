@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::call::{CallError, from_json, get, interval};
+use super::call::{CallError, from_json, get};
 use super::{Address, Store};
 use crate::outcome::Rejection;
 use crate::plan::{Deployment, Plan};
@@ -260,23 +260,5 @@ impl Store {
             oldest_transaction: millis(get(&row, "oldest_transaction_ms")?),
             oldest_xmin_age: get(&row, "oldest_xmin_age")?,
         })
-    }
-
-    /// Ends backends that have kept a lease's row locked, idle, for longer than this. Answers how many.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn end_blockers(&self, older_than: Duration) -> Result<i32, CallError> {
-        let statement = sqlx::query("SELECT palisade.end_blockers($1) AS ended").bind(interval(older_than));
-        get(&self.row("end_blockers", self.timeout, statement).await?, "ended")
-    }
-
-    /// Removes one batch of what is older than this and no fence needs. Answers how many rows.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn clean(&self, older_than: Duration) -> Result<i32, CallError> {
-        let statement = sqlx::query("SELECT palisade.clean($1) AS cleaned").bind(interval(older_than));
-        get(&self.row("clean", self.timeout, statement).await?, "cleaned")
     }
 }

@@ -24,6 +24,22 @@ pub struct Address<'a> {
     pub key: &'a SecretString,
 }
 
+/// The fence of the other owner, for a write that needs two. Only a lease makes one.
+#[derive(Clone, Debug)]
+pub struct Counterpart {
+    pub(crate) resource: String,
+    pub(crate) token: Token,
+    pub(crate) sequence: i64,
+    pub(crate) key: SecretString,
+}
+
+impl PartialEq for Counterpart {
+    fn eq(&self, other: &Self) -> bool {
+        // A token has one key.
+        (&self.resource, self.token, self.sequence) == (&other.resource, other.token, other.sequence)
+    }
+}
+
 /// A change that only the current owner of a resource may make.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
@@ -35,6 +51,16 @@ pub enum Write {
         alias: String,
         /// The version.
         version: Option<i64>,
+    },
+    /// Hands an alias that this resource guards to another one, under both fences: see
+    /// [`Lease::move_guard`](crate::lease::Lease::move_guard).
+    MoveGuard {
+        /// The new guard's fence.
+        to: Counterpart,
+        /// The registered model.
+        model: String,
+        /// The alias.
+        alias: String,
     },
     /// Where a rollout stands.
     RecordStep {
@@ -138,6 +164,7 @@ impl Write {
     pub fn name(&self) -> &'static str {
         match self {
             Self::SetAlias { .. } => "set_alias",
+            Self::MoveGuard { .. } => "move_guard",
             Self::RecordStep { .. } => "record_step",
             Self::RecordServing { .. } => "record_serving",
             Self::RecordDone { .. } => "record_done",
@@ -163,6 +190,15 @@ impl Write {
                     .bind(model)
                     .bind(alias)
                     .bind(version)
+            }
+            Self::MoveGuard { to, model, alias } => {
+                gate("SELECT * FROM palisade.move_guard($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")
+                    .bind(to.resource)
+                    .bind(to.token.0)
+                    .bind(to.sequence)
+                    .bind(to.key.expose_secret().to_owned())
+                    .bind(model)
+                    .bind(alias)
             }
             Self::RecordStep { uid, rollout, step, state } => {
                 gate("SELECT * FROM palisade.record_step($1, $2, $3, $4, $5, $6, $7, $8)")

@@ -14,6 +14,7 @@ use palisade::lease::{Lease, Session, SessionConfig};
 use palisade::manifests::{self, Settings as Manifests};
 use palisade::metrics::Metrics;
 use palisade::plan::State;
+use palisade::reconcile::upkeep::Retention;
 use palisade::reconcile::{self, Parts, Settings};
 use palisade::store::{Claimed, Store, StoreConfig, Write};
 use serde_json::{Value, json};
@@ -107,6 +108,7 @@ impl Stage {
                 watch_namespace: Some(self.namespace.clone()),
                 ttl: TTL,
                 adopt_epoch,
+                retention: Retention::default(),
             },
             store: Store::new(&config).expect("a store"),
             client: self.cluster.client_as(ACCOUNT, &["system:serviceaccounts", "system:authenticated"]).await,

@@ -137,14 +137,61 @@ const BREAKS: &[(&str, &str)] = &[
         "sequences::abandon_closes_a_fence_so_that_its_write_is_never_applied",
         "close_fence ==> SET sequence = p_sequence ==> SET sequence = l.sequence",
     ),
+    // Upkeep: never what a fence still needs.
     (
-        "sequences::an_old_tokens_ledger_is_forgotten_after_clean_and_says_so",
-        "clean ==> greatest(l.ledger_from, m.token + 1) ==> l.ledger_from",
+        "upkeep::an_old_tokens_ledger_is_forgotten_after_clean_and_says_so",
+        "clean_leases ==> SET ledger_from = v_upto + 1 ==> SET ledger_from = l.ledger_from",
     ),
-    ("sequences::the_current_tokens_ledger_is_kept_whole_however_old", "clean ==> o.token < l.token ==> true"),
     (
-        "sequences::clean_waits_for_nobody_and_leaves_what_is_locked_for_another_time",
-        "clean ==> OF l SKIP LOCKED ==> OF l",
+        "upkeep::the_current_tokens_ledger_is_kept_whole_however_old",
+        "clean_leases ==> o.token < l.token ==> true\nclean_leases ==> h.token < v_lease.token ==> true",
+    ),
+    ("upkeep::clean_waits_for_nobody_and_leaves_what_is_locked_for_another_time", "clean_leases ==> SKIP LOCKED ==> "),
+    (
+        "upkeep::a_grant_is_kept_while_it_is_the_newest_or_its_ledger_is_kept",
+        "clean_leases ==> NOT EXISTS (SELECT FROM palisade.operation AS o WHERE o.resource = v_walk.resource AND o.token = h.token) ==> true\n\
+         clean_leases ==> NOT EXISTS (SELECT FROM palisade.operation AS o WHERE o.resource = h.resource AND o.token = h.token) ==> true",
+    ),
+    (
+        "upkeep::a_grant_is_kept_while_it_is_the_newest_or_its_ledger_is_kept",
+        "clean_leases ==> h.token < l.token ==> true\nclean_leases ==> h.token < v_lease.token ==> true\n\
+         clean_leases ==> WHERE NOT y.old), v_lease.token) ==> WHERE NOT y.old), v_lease.token + 1)",
+    ),
+    (
+        "upkeep::a_fence_whose_grant_was_removed_is_forgotten_and_not_a_strangers",
+        "may_ask ==> OR h.resource IS NULL AND p_token < l.ledger_from ==> ",
+    ),
+    (
+        "upkeep::a_session_that_stands_in_a_lease_is_kept_and_one_that_ended_is_closed_before_it_is_removed",
+        "clean_sessions ==> AND NOT EXISTS (SELECT FROM palisade.lease AS l WHERE l.session = x.id) ==> ",
+    ),
+    (
+        "upkeep::a_session_that_stands_in_a_lease_is_kept_and_one_that_ended_is_closed_before_it_is_removed",
+        "clean_sessions ==> x.closed_at < p_before ==> x.expires_at < p_before",
+    ),
+    (
+        "upkeep::a_write_of_a_session_that_is_gone_is_forgotten_and_not_called_stale",
+        "enter ==> OR a.outcome = 'forgotten' ==> ",
+    ),
+    (
+        "upkeep::an_event_is_kept_until_every_reader_could_see_it",
+        "clean ==> AND x.xid < pg_snapshot_xmin(pg_current_snapshot()) ==> ",
+    ),
+    (
+        "upkeep::one_call_removes_no_more_than_its_batch_and_the_next_goes_on_behind_it",
+        "clean_leases ==> place := v_done; ==> place := v_walk.resource;",
+    ),
+    (
+        "upkeep::one_call_removes_no_more_than_its_batch_and_the_next_goes_on_behind_it",
+        "clean_leases ==> LIMIT p_batch - removed ==> LIMIT p_batch",
+    ),
+    (
+        "upkeep::a_batch_of_a_years_rows_reads_no_more_than_a_batch",
+        "clean_leases ==> ORDER BY x.resource LIMIT p_batch ==> ORDER BY x.resource",
+    ),
+    (
+        "upkeep::nothing_younger_than_an_hour_is_ever_removed",
+        "clean ==> NOT BETWEEN interval '1 hour' AND interval '3650 days' ==> < interval '0'",
     ),
     (
         "sequences::when_the_gate_is_shut_for_a_token_only_a_running_write_is_pending",

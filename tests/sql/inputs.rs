@@ -74,7 +74,8 @@ async fn baselines(conn: &mut Conn) -> Vec<(String, Vec<String>)> {
         ("epoch_status", vec![]),
         ("establish_epoch", vec![number(2), text("x")]),
         ("end_blockers", vec![span("1 minute")]),
-        ("clean", vec![span("1 day"), "10::integer".into()]),
+        ("clean", vec![text("ledger"), span("1 day"), "10::integer".into(), text("a")]),
+        ("sizes", vec![]),
     ];
     table.into_iter().map(|(name, arguments)| (name.to_owned(), arguments)).collect()
 }

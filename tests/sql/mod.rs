@@ -15,3 +15,4 @@ mod roles;
 mod scenarios;
 mod sequences;
 mod sessions;
+mod upkeep;

@@ -59,11 +59,12 @@ const CALLS: [(&str, &[&str]); 4] = [
             "release",
             "report_progress",
             "revoke",
+            "sizes",
             "version_show",
         ],
     ),
     ("registry_login", &["put_alias", "register_model", "register_version", "version_show"]),
-    ("reader_login", &["epoch_status", "events", "figures", "operation_show", "plan_show", "version_show"]),
+    ("reader_login", &["epoch_status", "events", "figures", "operation_show", "plan_show", "sizes", "version_show"]),
 ];
 
 /// What each role may read directly.

@@ -250,69 +250,6 @@ async fn a_replaced_owner_is_told_what_it_did_apply_and_that_the_rest_never_will
     conn.call(&set_alias(&thief, 1, 1)).await.is("rejected: stale");
 }
 
-/// As if everything so far had happened two days ago.
-async fn age(conn: &mut Conn) {
-    conn.run(
-        "UPDATE palisade.operation SET at = at - interval '2 days'; UPDATE palisade.refusal SET at = at - interval '2 days';
-         UPDATE palisade.session SET expires_at = expires_at - interval '2 days' WHERE closed_at IS NOT NULL",
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn an_old_tokens_ledger_is_forgotten_after_clean_and_says_so() {
-    let (_db, mut conn, lease) = start().await;
-    conn.call(&set_alias(&lease, 1, 1)).await.is("applied");
-    let next = conn.take_over(&lease).await;
-    let live = conn.session("1 minute").await;
-    conn.run(&format!("UPDATE palisade.grant_history SET session = '{}' WHERE token = {}", live.id, lease.token)).await;
-    let lease = Lease { session: live, ..lease };
-    age(&mut conn).await;
-    conn.text("SELECT palisade.clean('1 day')").await;
-    assert_eq!(conn.number("SELECT count(*) FROM palisade.operation").await, 0);
-
-    conn.call(&operation("operation_status", &lease, 1)).await.is("forgotten");
-    conn.call(&operation("operation_status", &lease, 2)).await.is("forgotten");
-    conn.call(&set_alias(&lease, 1, 1)).await.is("rejected: forgotten"); // never applied a second time
-    conn.call(&set_alias(&next, 1, 2)).await.is("applied");
-}
-
-#[tokio::test]
-async fn a_session_that_was_cleaned_away_took_its_fences_along() {
-    let (_db, mut conn, lease) = start().await;
-    conn.call(&set_alias(&lease, 1, 1)).await.is("applied");
-    conn.take_over(&lease).await;
-    age(&mut conn).await;
-    conn.text("SELECT palisade.clean('1 day')").await;
-    conn.call(&operation("operation_status", &lease, 1)).await.is("forgotten");
-    conn.call(&operation("abandon", &lease, 1)).await.is("forgotten");
-}
-
-#[tokio::test]
-async fn the_current_tokens_ledger_is_kept_whole_however_old() {
-    let (_db, mut conn, lease) = start().await;
-    conn.call(&set_alias(&lease, 1, 1)).await.is("applied");
-    conn.call(&set_alias(&lease, 2, 2)).await.is("applied");
-    age(&mut conn).await;
-    conn.text("SELECT palisade.clean('1 hour')").await;
-    conn.call(&set_alias(&lease, 1, 1)).await.is("replayed");
-    assert_eq!(conn.number("SELECT version FROM palisade.alias WHERE alias = 'live'").await, 2);
-}
-
-#[tokio::test]
-async fn clean_waits_for_nobody_and_leaves_what_is_locked_for_another_time() {
-    let (db, mut conn, lease) = start().await;
-    conn.call(&set_alias(&lease, 1, 1)).await.is("applied");
-    conn.take_over(&lease).await;
-    age(&mut conn).await;
-    conn.run(&format!("BEGIN; SELECT FROM palisade.lease WHERE resource = '{A}' FOR UPDATE")).await;
-    db.connect().await.text("SELECT palisade.clean('1 day')").await;
-    assert_eq!(conn.number("SELECT count(*) FROM palisade.operation").await, 1);
-    conn.run("COMMIT").await;
-    conn.text("SELECT palisade.clean('1 day')").await;
-    assert_eq!(conn.number("SELECT count(*) FROM palisade.operation").await, 0);
-}
-
 #[tokio::test]
 async fn a_fence_that_was_never_granted_is_never_pending() {
     let (_db, mut conn, lease) = start().await;
