@@ -66,6 +66,14 @@ pub struct Rejection {
     pub detail: Option<Value>,
 }
 
+impl Rejection {
+    /// Whether another resource's fence was refused, of a write that needs two: the own lease may be as good as before.
+    #[must_use]
+    pub fn is_of_another(&self) -> bool {
+        self.detail.as_ref().is_some_and(|detail| detail.get("resource").is_some())
+    }
+}
+
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rejected: {}", self.reason)?;

@@ -13,18 +13,15 @@ use std::time::Duration;
 use palisade::clock::Clock;
 use palisade::lease::{AcquireError, Ended, Lease, LeaseError, Session, SessionConfig, Settled};
 use palisade::outcome::{Outcome, Reason};
-use palisade::plan::{Spec, State, Strategy};
 use palisade::store::{CallError, OperationState, Store, StoreConfig, Write};
 use serde_json::json;
-use uuid::Uuid;
 
 use support::postgres::Db;
 use support::proxy::{Fault, Proxy};
+use support::writes::{self, DEPLOYMENT, Leases, put_plan, register};
 
 /// One more than the library tries: with all of them lost, it gives up.
 const ALL_TRIES: usize = 8;
-const UID: Uuid = Uuid::from_u128(7);
-const DEPLOYMENT: &str = "deployment/team/churn";
 
 struct Stage {
     db: Db,
@@ -42,18 +39,7 @@ async fn stage() -> Stage {
 async fn stage_with(clock: Clock) -> Stage {
     let db = Db::new().await;
     let proxy = Proxy::start(db.server.port()).await;
-    let direct = Store::new(&StoreConfig::new(db.url(), "set-up")).expect("a store");
-    direct
-        .register_model("churn", "", &json!({}), Uuid::new_v4())
-        .await
-        .expect("an answer")
-        .applied()
-        .expect("registered");
-    for _ in 0..2 {
-        let digest = format!("sha256:{}", "a".repeat(64));
-        let outcome = direct.register_version("churn", "s3://churn", &digest, &json!({}), Uuid::new_v4()).await;
-        outcome.expect("an answer").applied().expect("registered");
-    }
+    register(&db.url()).await;
     let config = StoreConfig { timeout: Duration::from_secs(2), ..StoreConfig::new(proxy.url(&db.url()), "sdk") };
     let store = Store::new(&config).expect("a store");
     let config = SessionConfig { clock: clock.clone(), ..SessionConfig::new("w", Duration::from_secs(60)) };
@@ -67,6 +53,14 @@ impl Stage {
         let controller = self.session.acquire("controller/default", None).await.expect("a lease");
         controller.write(put_plan(false)).await.expect("an answer").applied().expect("planned");
         self.session.acquire(DEPLOYMENT, None).await.expect("a lease")
+    }
+
+    async fn leases(&self) -> Leases {
+        Leases {
+            controller: self.session.acquire(writes::CONTROLLER, None).await.expect("a lease"),
+            worker: self.session.acquire(DEPLOYMENT, None).await.expect("a lease"),
+            other: self.session.acquire(writes::OTHER, None).await.expect("a lease"),
+        }
     }
 
     fn lose_all(&self, call: &str, fault: &Fault) {
@@ -85,111 +79,33 @@ impl Stage {
     }
 }
 
-fn spec() -> Spec {
-    Spec {
-        namespace: "team".into(),
-        name: "churn".into(),
-        model: "churn".into(),
-        version: 1,
-        source: "s3://churn".into(),
-        digest: format!("sha256:{}", "a".repeat(64)),
-        expected_digest: None,
-        replicas: 1,
-        template: json!({}),
-        port: 80,
-        strategy: Strategy::BlueGreen,
-        drain_seconds: 0,
-        promote_alias: None,
-        verify_timeout_ms: 1,
-        ready_timeout_ms: 1,
-        revision_history_limit: 0,
-        owned: false,
-    }
-}
-
-fn put_plan(removed: bool) -> Write {
-    Write::PutPlan {
-        deployment: DEPLOYMENT.into(),
-        uid: UID,
-        generation: 1,
-        spec: Box::new(spec()),
-        paused: false,
-        removed,
-        progress: Duration::from_secs(30),
-        wake: false,
-    }
-}
-
 fn set_alias(version: i64) -> Write {
-    Write::SetAlias { model: "churn".into(), alias: "champion".into(), version: Some(version) }
-}
-
-/// Every fenced write that a worker or a controller makes, in an order in which each has something to do.
-fn writes() -> Vec<(&'static str, Write)> {
-    let state = State::default();
-    let step = Write::RecordStep { uid: UID, rollout: 1, step: "verify", state: state.clone() };
-    let serving = Write::RecordServing {
-        uid: UID,
-        rollout: 1,
-        step: "drain",
-        state: state.clone(),
-        model: "churn".into(),
-        version: 1,
-        revision: "r".into(),
-        alias: Some("champion".into()),
-    };
-    let failure = Write::RecordFailure {
-        uid: UID,
-        rollout: 1,
-        step: "ready",
-        state: state.clone(),
-        reason: "NotReady".into(),
-        message: "no room".into(),
-        retry_in: Some(Duration::from_secs(60)),
-    };
-    let done = Write::RecordDone { uid: UID, rollout: 1, state };
-    let removed = Write::RecordRemoved { uid: UID, rollout: 2 };
-    let drop = Write::DropPlan { deployment: DEPLOYMENT.into(), uid: UID };
-    let (controller, worker) = ("controller/default", DEPLOYMENT);
-    vec![
-        (controller, put_plan(false)),
-        (worker, set_alias(1)),
-        (worker, step),
-        (worker, serving),
-        (worker, failure),
-        (worker, done),
-        (controller, put_plan(true)),
-        (worker, removed),
-        (controller, drop),
-        (worker, Write::Release { retry_in: None }),
-    ]
+    writes::set_alias("champion", version)
 }
 
 #[tokio::test]
 async fn a_lost_answer_to_any_fenced_write_is_asked_for_again_under_the_same_fence_and_applied_once() {
     let stage = stage().await;
-    let controller = stage.session.acquire("controller/default", None).await.expect("a lease");
-    let worker = stage.session.acquire(DEPLOYMENT, None).await.expect("a lease");
-    for (resource, write) in writes() {
-        let lease = if resource == DEPLOYMENT { &worker } else { &controller };
+    let leases = stage.leases().await;
+    for write in writes::steps() {
         let before = stage.applied(write.name()).await;
+        // The move is written under both fences.
+        let rows = if write.name() == "move_guard" { 2 } else { 1 };
         let lost = stage.proxy.on_next(&format!("palisade.{}(", write.name()), Fault::LoseAnswer);
-        let outcome = lease.write(write.clone()).await.expect("an answer");
+        let outcome = leases.send(&write).await.expect("an answer");
         assert!(lost.has_fired(), "{}", write.name());
         assert!(matches!(outcome, Outcome::Replayed(_)), "{}: {outcome:?}", write.name());
-        assert_eq!(stage.applied(write.name()).await - before, 1, "{}", write.name());
+        assert_eq!(stage.applied(write.name()).await - before, rows, "{}", write.name());
     }
 }
 
 #[tokio::test]
 async fn a_lost_request_for_any_fenced_write_is_sent_again_and_applied_once() {
     let stage = stage().await;
-    let controller = stage.session.acquire("controller/default", None).await.expect("a lease");
-    let worker = stage.session.acquire(DEPLOYMENT, None).await.expect("a lease");
-    for (resource, write) in writes() {
-        let lease = if resource == DEPLOYMENT { &worker } else { &controller };
+    let leases = stage.leases().await;
+    for write in writes::steps() {
         let lost = stage.proxy.on_next(&format!("palisade.{}(", write.name()), Fault::LoseRequest);
-        let outcome = lease.write(write.clone()).await.expect("an answer");
+        let outcome = leases.send(&write).await.expect("an answer");
         assert!(lost.has_fired(), "{}", write.name());
         assert!(matches!(outcome, Outcome::Applied(_)), "{}: {outcome:?}", write.name());
     }
@@ -386,6 +302,31 @@ async fn a_lost_heartbeat_is_sent_again_and_costs_no_lease() {
         assert!(session.alive());
     }
     assert!(session.alive());
+}
+
+#[tokio::test]
+async fn a_guard_is_moved_under_both_fences_and_a_refusal_of_the_others_costs_only_that_lease() {
+    let stage = stage().await;
+    let Leases { worker, other, .. } = stage.leases().await;
+    worker.write(set_alias(1)).await.expect("an answer").applied().expect("set");
+    let moved = worker.move_guard(&other, "churn", "champion").await.expect("an answer");
+    assert!(matches!(moved, Outcome::Applied(_)), "{moved:?}");
+    let refused = worker.write(set_alias(2)).await.expect("an answer");
+    assert!(matches!(&refused, Outcome::Rejected(r) if r.reason == Reason::Guarded), "{refused:?}");
+    other.write(set_alias(2)).await.expect("an answer").applied().expect("it is the other's now");
+    // The other lease is lost, and does not know yet.
+    let mut sql = stage.db.connect().await;
+    sql.run(&format!("UPDATE palisade.lease SET token = token + 1 WHERE resource = '{}'", writes::OTHER)).await;
+    worker.write(writes::set_alias("spare", 1)).await.expect("an answer").applied().expect("set");
+    let refused = worker.move_guard(&other, "churn", "spare").await.expect("an answer");
+    assert!(matches!(&refused, Outcome::Rejected(r) if r.reason == Reason::Stale && r.is_of_another()), "{refused:?}");
+    assert!(other.check().is_err(), "it is over");
+    worker
+        .write(writes::set_alias("spare", 2))
+        .await
+        .expect("an answer")
+        .applied()
+        .expect("this one is as good as before");
 }
 
 #[tokio::test]

@@ -26,8 +26,8 @@ enum Command {
 /// Show what the ledger says of one fence
 ///
 /// applied: it was done. rejected: it was refused, and stays so. never: it was not done, and never will be. pending: it
-/// was not done yet; a statement on its way still may be, until the owner sends a later write, or it is abandoned.
-/// forgotten: the ledger of so old a token was cleaned away.
+/// was not done yet; it may not have arrived, or wait, or run, until the owner sends a later write, or it is abandoned.
+/// forgotten: the ledger of so old a token was removed. `palisade history RESOURCE` lists the whole ledger.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   palisade operation show shop/churn 4294967297/3
@@ -102,14 +102,7 @@ pub(super) async fn run(args: Args) -> Result<(), Error> {
 
 fn draw(shown: &Shown<'_>, style: Style) -> String {
     let OperationRow { status, reason, current_token, result } = &shown.operation;
-    let meaning = match status.as_str() {
-        "applied" => "it was done",
-        "rejected" => "it was refused; nothing was changed",
-        "never" => "it was not done, and never will be",
-        "pending" => "it was not done yet; a statement on its way still may be",
-        "forgotten" => "the ledger of so old a token was cleaned away",
-        _ => "a newer palisade may know this word",
-    };
+    let (meaning, next) = explain(status, shown);
     let tone = if status == "applied" { Tone::Good } else { Tone::Bad };
     let mut text = format!("{} of {}: ", shown.fence, visible(shown.resource));
     text += &format!("{} ({meaning})\n", style.paint(tone, &visible(status)));
@@ -122,5 +115,30 @@ fn draw(shown: &Shown<'_>, style: Style) -> String {
     if let Some(token) = current_token {
         text += &format!("  newest token: {token}\n");
     }
-    text
+    text + &format!("  next:         {next}\n")
+}
+
+/// What a word means, and what to do about it.
+fn explain(status: &str, shown: &Shown<'_>) -> (&'static str, String) {
+    let (resource, fence) = (visible(shown.resource), &shown.fence);
+    match status {
+        "applied" => ("it was done", "nothing: sent again, it only gets its first answer".into()),
+        "rejected" => (
+            "it was refused; nothing was changed, and under this fence nothing will be",
+            "see to the reason; then the owner sends it under its next sequence".into(),
+        ),
+        "never" => (
+            "it was not done, and never will be",
+            "nothing; to have it after all, the owner of today sends it under a new fence".into(),
+        ),
+        "pending" => (
+            "it was not done yet: it has not arrived, or waits, or runs",
+            format!("ask again, or close it: palisade operation abandon {resource} {fence}"),
+        ),
+        "forgotten" => (
+            "so old that what became of it was removed",
+            format!("look at what is there now: palisade history {resource}"),
+        ),
+        _ => ("a newer palisade may know this word", "use the palisade that made this schema".into()),
+    }
 }

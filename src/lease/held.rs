@@ -15,7 +15,7 @@ use crate::failpoint;
 use crate::outcome::{Outcome, Reason, Rejection};
 use crate::plan::PlanMark;
 use crate::retry::Backoff;
-use crate::store::{Address, CallError, OperationState, Store, Write};
+use crate::store::{Address, CallError, Counterpart, OperationState, Store, Write};
 
 /// What a lease is made from: only a grant makes one.
 #[derive(Debug)]
@@ -219,6 +219,27 @@ impl Lease {
         Ok(outcome)
     }
 
+    /// Hands an alias that this resource guards to `to`'s, whose lease is held as well. It uses one fence of each. An
+    /// unknown outcome is settled here; what `to` writes meanwhile has a later sequence, and hence supersedes the move.
+    ///
+    /// # Errors
+    /// As [`Lease::write`]; also when `to` is over, or has an unsettled write.
+    pub async fn move_guard(&self, to: &Self, model: &str, alias: &str) -> Result<Outcome, LeaseError> {
+        let fence = to.next_fence().await?;
+        let counterpart = Counterpart {
+            resource: to.holder.resource.clone(),
+            token: fence.token,
+            sequence: fence.sequence,
+            key: to.holder.session.key.clone(),
+        };
+        let write = Write::MoveGuard { to: counterpart, model: model.to_owned(), alias: alias.to_owned() };
+        let outcome = self.write(write).await?;
+        if matches!(&outcome, Outcome::Rejected(r) if r.reason.lost() && r.is_of_another()) {
+            to.give_up();
+        }
+        Ok(outcome)
+    }
+
     fn account(&self, what: impl Display, sequence: i64, write: &Write) {
         failpoint::account(what, &self.holder.resource, self.fence(sequence), write.name());
     }
@@ -235,7 +256,7 @@ impl Lease {
             }
             Outcome::Rejected(rejection) => {
                 tracing::warn!(resource, %fence, call = write.name(), "{rejection}");
-                if rejection.reason.lost() {
+                if rejection.reason.lost() && !rejection.is_of_another() {
                     self.give_up();
                 }
             }

@@ -5,3 +5,4 @@ pub mod cluster;
 pub mod postgres;
 pub mod proxy;
 pub mod world;
+pub mod writes;
