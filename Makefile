@@ -1,7 +1,7 @@
 # The commands of this repository; `make` alone lists them. Each is a script in
 # hack/, which also explains the environment variables that it honours.
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint fmt
+.PHONY: help dev demo test bench lint fmt
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,9 +17,12 @@ demo: ## A paused worker wakes up and is refused; needs no cluster (ARGS="--unfe
 test: ## All tests, with Postgres and Kubernetes of their own (ARGS="NAME" for some)
 	@hack/test.sh $(ARGS)
 
+bench: ## What it costs, beside what people use instead (ARGS="--quick", ARGS="--only NAME", ARGS=--update-docs)
+	@hack/bench.sh $(ARGS)
+
 lint: ## Formatting, clippy, licences and bans of dependencies, shell scripts
 	@hack/lint.sh
 
 fmt: ## Format the code
 	cargo fmt
-	gofmt -w tests/cluster
+	gofmt -w tests/cluster benches/rivals

@@ -34,7 +34,7 @@ check() {
 
 gofmt_check() {
   local unformatted
-  unformatted=$(gofmt -l tests/cluster)
+  unformatted=$(gofmt -l tests/cluster benches/rivals)
   [[ -z $unformatted ]] || {
     say "not formatted: $unformatted"
     return 1

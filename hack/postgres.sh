@@ -20,6 +20,7 @@
 # PALISADE_PG_BIN     folder of initdb and postgres; else the newest one installed
 # PALISADE_PG_USER    the user to run as, when root (postgres)
 # PALISADE_PG_FSYNC   on or off (on: some tests crash the server on purpose)
+# PALISADE_PG_CONNECTIONS  max_connections (300: many tests at once)
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -114,7 +115,7 @@ launch() {
   before=$(stat -c %s "$dir/postgres.log" 2>/dev/null || echo 0)
   spawn "$dir" postgres "${AS[@]}" "$BIN/postgres" -D "$dir/data" -p "$port" \
     -c listen_addresses=127.0.0.1 -c unix_socket_directories="$sockets" \
-    -c max_connections=300 -c fsync="${PALISADE_PG_FSYNC:-on}" \
+    -c max_connections="${PALISADE_PG_CONNECTIONS:-300}" -c fsync="${PALISADE_PG_FSYNC:-on}" \
     -c logging_collector=off -c log_destination=stderr \
     -c "log_line_prefix=%m [%p] %q%u/%a "
   while :; do

@@ -43,8 +43,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server of its own. `fsync` matters to nobody here but slows all: a killed process loses nothing that the
-    /// kernel was given, so even the crash tests do without.
+    /// A server of its own. `fsync` matters to no test but slows all: a killed process loses nothing that the kernel was
+    /// given, so even the crash tests do without. (The benchmarks, where it matters, are started with it.)
     pub fn start() -> Server {
         let dir = std::env::temp_dir().join(format!(
             "palisade-test-{}-{}",
@@ -158,7 +158,7 @@ fn script(args: &[&str]) -> std::process::Output {
     Command::new("hack/postgres.sh")
         .args(args)
         .current_dir(root())
-        .env("PALISADE_PG_FSYNC", "off")
+        .env("PALISADE_PG_FSYNC", std::env::var("PALISADE_PG_FSYNC").unwrap_or_else(|_| "off".into()))
         .stdin(Stdio::null())
         .output()
         .expect("hack/postgres.sh runs")
