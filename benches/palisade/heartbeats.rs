@@ -106,7 +106,12 @@ async fn round(bench: &Bench, db: &Db<'_>, sql: &mut Conn, beats: &mut Pgbench<'
     let hot = (after.hot - before.hot) as f64 / (after.updates - before.updates) as f64;
     bench.add(row("heap-only updates", 100.0 * hot, "%", Target::AtLeast(99.0)));
     let grown = 100.0 * (after.heap as f64 / before.heap as f64 - 1.0);
-    bench.add(row(&format!("heap of the sessions after {count} heartbeats, grown by"), grown, "%", Target::AtMost(10.0)));
+    bench.add(row(
+        &format!("heap of the sessions after {count} heartbeats, grown by"),
+        grown,
+        "%",
+        Target::AtMost(10.0),
+    ));
     let per_lease = wal / (LEASES / WORKERS) as f64;
     bench.add(row("WAL, a lease and renewal", per_lease, "B", Target::AtMost(1.0)));
 }

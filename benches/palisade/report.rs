@@ -23,9 +23,10 @@ const HEAD: [&str; 7] = ["what", "clients", "value", "p50, p99", "WAL each", "ra
 fn cells(row: &Row, between: &str) -> [String; 7] {
     let ratios = row.ratios.iter().map(|r| format!("{} of {}", number(r.value), r.to));
     let own = row.target.iter().map(|target| format!("{} {}", target.word(), verdict(row.met)));
-    let targets = row.ratios.iter().map(|r| {
-        r.target.map_or_else(|| "·".to_owned(), |target| format!("{} {}", target.word(), verdict(r.met)))
-    });
+    let targets = row
+        .ratios
+        .iter()
+        .map(|r| r.target.map_or_else(|| "·".to_owned(), |target| format!("{} {}", target.word(), verdict(r.met))));
     [
         row.what.clone(),
         row.clients.map(|n| n.to_string()).unwrap_or_default(),
@@ -56,7 +57,7 @@ impl Report {
         println!("{}", self.machine.line());
         for subject in self.subjects() {
             let mut table = Table::new();
-            table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+            table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
             table.set_header(HEAD);
             for row in self.of(subject) {
                 table.add_row(cells(row, "\n"));
@@ -68,7 +69,8 @@ impl Report {
             }
             println!("\n{subject}\n{table}");
         }
-        let targets = self.rows.iter().flat_map(|row| row.met.into_iter().chain(row.ratios.iter().filter_map(|r| r.met)));
+        let targets =
+            self.rows.iter().flat_map(|row| row.met.into_iter().chain(row.ratios.iter().filter_map(|r| r.met)));
         let (met, missed): (Vec<bool>, Vec<bool>) = targets.partition(|met| *met);
         println!("\nTargets met: {}, missed: {}", met.len(), missed.len());
         for row in self.rows.iter().filter(|row| row.missed()) {
@@ -86,7 +88,10 @@ impl Report {
             let (begin, end) = (format!("<!-- bench {subject} begin -->"), format!("<!-- bench {subject} end -->"));
             let place = text.find(&begin).zip(text.find(&end));
             let Some((from, to)) = place.filter(|(from, to)| from < to) else {
-                return Err(format!("{} has no lines {begin} and {end}: add them where the table belongs", page.display()));
+                return Err(format!(
+                    "{} has no lines {begin} and {end}: add them where the table belongs",
+                    page.display()
+                ));
             };
             text = format!("{}{begin}\n{}{}", &text[..from], self.markdown(subject), &text[to..]);
         }

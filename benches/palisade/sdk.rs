@@ -85,9 +85,11 @@ pub async fn run(bench: &Bench, server: &Server) {
         sql.run(SET_UP).await;
         sql.run(&owners(clients, &["alias-transaction"])).await;
         // One process with a lease for each client, as a busy worker has them.
-        let config = StoreConfig { connections: clients as u32, ..StoreConfig::new(db.url_as("worker_login"), "bench") };
+        let config =
+            StoreConfig { connections: clients as u32, ..StoreConfig::new(db.url_as("worker_login"), "bench") };
         let store = Store::new(&config).expect("a store");
-        let session = Session::open(store, SessionConfig::new("bench", Duration::from_secs(60))).await.expect("a session");
+        let session =
+            Session::open(store, SessionConfig::new("bench", Duration::from_secs(60))).await.expect("a session");
         let mut leases: Vec<Lease> = Vec::new();
         for client in 0..clients {
             leases.push(session.acquire(&format!("alias/{client}"), None).await.expect("a lease"));

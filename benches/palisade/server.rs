@@ -123,7 +123,8 @@ impl<'a> Pgbench<'a> {
         let first = format!("sequence={}", self.round * SEQUENCES);
         self.round += 1;
         let (key, token, prefix) = (format!("key={KEY}"), format!("token={FIRST_TOKEN}"), prefix.to_string_lossy());
-        let mut args = vec!["pgbench", "--no-vacuum", "--protocol", "prepared", "--client", &clients, "--jobs", &threads];
+        let mut args =
+            vec!["pgbench", "--no-vacuum", "--protocol", "prepared", "--client", &clients, "--jobs", &threads];
         args.extend(["--define", &first, "--define", &key, "--define", &token]);
         args.extend(["--log", "--log-prefix", &prefix, "--file", &script]);
         args.extend(limit);
@@ -131,9 +132,8 @@ impl<'a> Pgbench<'a> {
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         let mut sql = self.db.sql().await;
         let before = Db::wal(&mut sql).await;
-        let printed = tokio::task::spawn_blocking(move || {
-            run_program(&args.iter().map(String::as_str).collect::<Vec<_>>())
-        });
+        let printed =
+            tokio::task::spawn_blocking(move || run_program(&args.iter().map(String::as_str).collect::<Vec<_>>()));
         let printed = printed.await.expect("pgbench ran");
         let wal = Db::wal(&mut sql).await - before;
         sql.close().await;
@@ -172,10 +172,7 @@ fn read_logs(folder: &std::path::Path, warm_up: Duration) -> (u64, Sample) {
     }
     let begin = all.iter().map(|(at, took)| at - took).min().expect("a transaction") + warm_up.as_micros() as u64;
     let end = all.iter().map(|(at, _)| *at).max().unwrap_or_default();
-    let took: Vec<Duration> = all
-        .iter()
-        .filter(|(at, took)| at - took >= begin)
-        .map(|(_, took)| Duration::from_micros(*took))
-        .collect();
+    let took: Vec<Duration> =
+        all.iter().filter(|(at, took)| at - took >= begin).map(|(_, took)| Duration::from_micros(*took)).collect();
     (all.len() as u64, Sample::new(took, Duration::from_micros(end.saturating_sub(begin).max(1))))
 }
