@@ -129,6 +129,31 @@ BEGIN
 END
 $$;
 
+-- For a database beside which another one was given the next epoch. Its clients must not go on here.
+CREATE FUNCTION palisade.withdraw_epoch(number bigint, incarnation text) RETURNS palisade.answer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+#variable_conflict use_column
+DECLARE
+    i record;
+BEGIN
+    PERFORM palisade.begin_call();
+    LOCK TABLE palisade.epoch IN SHARE ROW EXCLUSIVE MODE; -- as establish_epoch does
+    SELECT * INTO i FROM palisade.incarnation();
+    IF withdraw_epoch.incarnation IS DISTINCT FROM i.name THEN
+        RETURN ('rejected', 'incarnation_changed', NULL, jsonb_build_object('incarnation', i.name))::palisade.answer;
+    END IF;
+    -- No process has this PID: the row names an incarnation that cannot run.
+    UPDATE palisade.epoch AS e SET checkpointer_pid = 0, checkpointer_start = to_timestamp(0)
+        WHERE e.number = withdraw_epoch.number AND e.checkpointer_pid <> 0;
+    IF NOT FOUND THEN
+        RETURN ('replayed', NULL, NULL, NULL)::palisade.answer;
+    END IF;
+    INSERT INTO palisade.event (resource, kind, data, at)
+        VALUES ('epoch', 'withdrawn', jsonb_build_object('number', withdraw_epoch.number, 'incarnation', i.name), clock_timestamp());
+    RETURN ('applied', NULL, NULL, jsonb_build_object('number', withdraw_epoch.number))::palisade.answer;
+END
+$$;
+
 -- ---------------------------------------------------------------- sessions
 
 CREATE FUNCTION palisade.key_hash(key text) RETURNS bytea
@@ -270,7 +295,7 @@ BEGIN
         RAISE EXCEPTION 'palisade: token % is of a later epoch than %', token, epoch USING ERRCODE = 'PS006';
     ELSIF token % 4294967296 >= 4294967294 THEN -- one is left for the release
         RAISE EXCEPTION 'palisade: the tokens of epoch % are used up for this resource', epoch
-            USING ERRCODE = 'PS006', HINT = 'Allocate the next epoch: a restart of Postgres does';
+            USING ERRCODE = 'PS006', HINT = 'A controller allocates the next epoch within seconds; without one: palisade epoch advance';
     END IF;
     RETURN token + 1;
 END

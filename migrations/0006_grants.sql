@@ -25,7 +25,7 @@ GRANT EXECUTE ON FUNCTION
     palisade.open_session, palisade.heartbeat, palisade.close_session, palisade.held,
     palisade.acquire, palisade.report_progress, palisade.release, palisade.check_lease, palisade.revoke,
     palisade.operation_status, palisade.abandon, palisade.operation_show, palisade.operation_abandon,
-    palisade.epoch_status, palisade.establish_epoch,
+    palisade.epoch_status, palisade.establish_epoch, palisade.withdraw_epoch,
     palisade.put_plan, palisade.drop_plan, palisade.next_revision, palisade.observe,
     palisade.version_show, palisade.plan_show, palisade.events, palisade.figures,
     palisade.end_blockers, palisade.clean, palisade.sizes

@@ -294,6 +294,11 @@ number bigint: 1–2097151; the new epoch; above every one before
 incarnation text: the name that epoch_status answered: the database may have been replaced since
 result: number; when rejected, incarnation or number as they are
 reasons: incarnation_changed, epoch_not_newer';
+COMMENT ON FUNCTION palisade.withdraw_epoch IS 'Makes an established epoch count no longer: every call is refused until the next one is established. For a database beside which another one was given the next epoch.
+number bigint: 1–2097151; the epoch that is established; of any other one nothing is changed
+incarnation text: the name that epoch_status answered: the database may have been replaced since
+result: number; when rejected, incarnation as it is
+reasons: incarnation_changed';
 COMMENT ON FUNCTION palisade.end_blockers IS 'Ends backends that idle in a transaction with leases locked. Answers how many. Superusers are spared.
 older_than interval: from 1 second; idle for longer than this
 result: count';

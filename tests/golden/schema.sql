@@ -948,7 +948,7 @@ BEGIN
         RAISE EXCEPTION 'palisade: token % is of a later epoch than %', token, epoch USING ERRCODE = 'PS006';
     ELSIF token % 4294967296 >= 4294967294 THEN -- one is left for the release
         RAISE EXCEPTION 'palisade: the tokens of epoch % are used up for this resource', epoch
-            USING ERRCODE = 'PS006', HINT = 'Allocate the next epoch: a restart of Postgres does';
+            USING ERRCODE = 'PS006', HINT = 'A controller allocates the next epoch within seconds; without one: palisade epoch advance';
     END IF;
     RETURN token + 1;
 END
@@ -1602,6 +1602,33 @@ CREATE FUNCTION palisade.version_show(model text, version bigint) RETURNS TABLE(
     WHERE v.model = version_show.model AND v.version = version_show.version
 $$;
 ALTER FUNCTION palisade.version_show(model text, version bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.withdraw_epoch(number bigint, incarnation text) RETURNS palisade.answer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    i record;
+BEGIN
+    PERFORM palisade.begin_call();
+    LOCK TABLE palisade.epoch IN SHARE ROW EXCLUSIVE MODE; -- as establish_epoch does
+    SELECT * INTO i FROM palisade.incarnation();
+    IF withdraw_epoch.incarnation IS DISTINCT FROM i.name THEN
+        RETURN ('rejected', 'incarnation_changed', NULL, jsonb_build_object('incarnation', i.name))::palisade.answer;
+    END IF;
+    -- No process has this PID: the row names an incarnation that cannot run.
+    UPDATE palisade.epoch AS e SET checkpointer_pid = 0, checkpointer_start = to_timestamp(0)
+        WHERE e.number = withdraw_epoch.number AND e.checkpointer_pid <> 0;
+    IF NOT FOUND THEN
+        RETURN ('replayed', NULL, NULL, NULL)::palisade.answer;
+    END IF;
+    INSERT INTO palisade.event (resource, kind, data, at)
+        VALUES ('epoch', 'withdrawn', jsonb_build_object('number', withdraw_epoch.number, 'incarnation', i.name), clock_timestamp());
+    RETURN ('applied', NULL, NULL, jsonb_build_object('number', withdraw_epoch.number))::palisade.answer;
+END
+$$;
+ALTER FUNCTION palisade.withdraw_epoch(number bigint, incarnation text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.write_alias(p_model text, p_alias text, p_version bigint, p_guard text, p_token bigint, p_sequence bigint) RETURNS text
     LANGUAGE plpgsql
     AS $$
@@ -1990,6 +2017,8 @@ GRANT ALL ON FUNCTION palisade.version_show(model text, version bigint) TO palis
 GRANT ALL ON FUNCTION palisade.version_show(model text, version bigint) TO palisade_controller;
 GRANT ALL ON FUNCTION palisade.version_show(model text, version bigint) TO palisade_registry;
 GRANT ALL ON FUNCTION palisade.version_show(model text, version bigint) TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.withdraw_epoch(number bigint, incarnation text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.withdraw_epoch(number bigint, incarnation text) TO palisade_controller;
 REVOKE ALL ON FUNCTION palisade.write_alias(p_model text, p_alias text, p_version bigint, p_guard text, p_token bigint, p_sequence bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.write_event(p_resource text, p_kind text, p_token bigint, p_sequence bigint, p_data jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.write_step(p_resource text, p_token bigint, p_uid uuid, p_rollout bigint, p_step text, p_state jsonb) FROM PUBLIC;

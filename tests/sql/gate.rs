@@ -116,6 +116,7 @@ async fn every_change_is_refused_unless_the_isolation_is_read_committed() {
             "revoke('a', 'why')".to_owned(),
             "operation_abandon('a', 1, 1)".to_owned(),
             "establish_epoch(9, 'x')".to_owned(),
+            "withdraw_epoch(9, 'x')".to_owned(),
             format!("register_model('m', '', '{{}}', {request})"),
             format!("register_version('m', 's', 'sha256:{}', '{{}}', {request})", "0".repeat(64)),
             format!("put_alias('m', 'a', 1, {request})"),

@@ -73,6 +73,7 @@ async fn baselines(conn: &mut Conn) -> Vec<(String, Vec<String>)> {
         ("figures", vec![]),
         ("epoch_status", vec![]),
         ("establish_epoch", vec![number(2), text("x")]),
+        ("withdraw_epoch", vec![number(2), text("x")]),
         ("end_blockers", vec![span("1 minute")]),
         ("clean", vec![text("ledger"), span("1 day"), "10::integer".into(), text("a")]),
         ("sizes", vec![]),

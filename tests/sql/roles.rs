@@ -61,6 +61,7 @@ const CALLS: [(&str, &[&str]); 4] = [
             "revoke",
             "sizes",
             "version_show",
+            "withdraw_epoch",
         ],
     ),
     ("registry_login", &["put_alias", "register_model", "register_version", "version_show"]),
