@@ -193,6 +193,8 @@ pub mod failure {
     pub const ALIAS_GUARDED: &str = "AliasGuarded";
     /// The API server, or the registry, refuses what must be written.
     pub const REFUSED: &str = "Refused";
+    /// An object carries a fence of an epoch that the database never gave out.
+    pub const FENCE_AHEAD: &str = "FenceAhead";
     /// Database or API server did not answer for a while; it is tried again by itself.
     pub const UNAVAILABLE: &str = "Unavailable";
 

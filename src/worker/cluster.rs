@@ -38,6 +38,14 @@ pub enum ClusterError {
     /// The object carries a newer token, or the lease is over: stop.
     #[error("the lease is over")]
     Lost,
+    /// The object carries a fence of a later epoch. Either the lease is over, or nobody was granted that fence.
+    #[error("{name} carries the fence {fence}, of epoch {}, which the database never gave out: palisade epoch advance", .fence.token.epoch())]
+    Ahead {
+        /// The object.
+        name: String,
+        /// What it carries.
+        fence: Fence,
+    },
     /// The object is not the one that was expected: it was deleted, or made anew, or changed in between.
     #[error("{0} is not there any more, or not the one that was written")]
     Changed(String),
@@ -265,7 +273,10 @@ impl Cluster {
             }
             match self.settle(lease, &api, name, fence).await? {
                 Settled::Applied(object) => break Ok(*object),
-                Settled::Newer => break Err(ClusterError::Lost),
+                Settled::Newer(found) if found.token.epoch() > fence.token.epoch() => {
+                    break Err(ClusterError::Ahead { name: format!("{} {name}", K::kind(&())), fence: found });
+                }
+                Settled::Newer(_) => break Err(ClusterError::Lost),
                 // Deleted, or made anew: this write was meant for another object.
                 Settled::Older(found) if (uid.is_some() || refusal.is_not_found()) && found != uid => {
                     break Err(ClusterError::Changed(name.to_owned()));
@@ -279,15 +290,17 @@ impl Cluster {
         };
         let ended = match &result {
             Ok(_) => "applied",
-            Err(ClusterError::Lost) => "rejected:stale",
+            Err(ClusterError::Lost | ClusterError::Ahead { .. }) => "rejected:stale",
             Err(ClusterError::Unavailable(_)) => "unknown",
             Err(ClusterError::Changed(_) | ClusterError::Refused { .. } | ClusterError::Lease(_)) => "failed",
         };
         account(format_args!("{ended}"));
         self.metrics.cluster_wrote(name_of_call, &outcome_of(&result));
-        if matches!(result, Err(ClusterError::Lost)) {
+        if matches!(result, Err(ClusterError::Lost | ClusterError::Ahead { .. })) {
             tracing::warn!(resource = lease.resource(), %fence, object = name, call = name_of_call, "rejected: the object carries a newer token");
-            lease.give_up();
+            if matches!(result, Err(ClusterError::Lost)) {
+                lease.give_up();
+            }
         } else if result.is_ok() {
             tracing::debug!(resource = lease.resource(), %fence, object = name, call = name_of_call, "wrote");
         }
@@ -308,7 +321,7 @@ impl Cluster {
         let found: Option<Fence> = object.annotations().get(FENCE_ANNOTATION).and_then(|text| text.parse().ok());
         Ok(match found {
             Some(found) if found == fence => Settled::Applied(Box::new(object)),
-            Some(found) if found > fence => Settled::Newer,
+            Some(found) if found > fence => Settled::Newer(found),
             _ => Settled::Older(object.uid()),
         })
     }
@@ -361,7 +374,7 @@ enum Settled<K> {
     /// It is ours.
     Applied(Box<K>),
     /// It is of a later write.
-    Newer,
+    Newer(Fence),
     /// It is of an earlier write, on the object with this UID; `None`: there is no object.
     Older(Option<String>),
 }
@@ -435,7 +448,7 @@ fn outcome_of<K>(result: &Result<K, ClusterError>) -> Outcome<()> {
     let rejected = |reason| Outcome::Rejected(Rejection { reason, current: None, detail: None });
     match result {
         Ok(_) => Outcome::Applied(()),
-        Err(ClusterError::Lost) => rejected(Reason::Stale),
+        Err(ClusterError::Lost | ClusterError::Ahead { .. }) => rejected(Reason::Stale),
         Err(ClusterError::Changed(_) | ClusterError::Refused { .. }) => rejected(Reason::Other),
         Err(error @ (ClusterError::Unavailable(_) | ClusterError::Lease(_))) => Outcome::Unknown(error.to_string()),
     }

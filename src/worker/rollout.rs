@@ -93,6 +93,12 @@ impl From<ClusterError> for Halt {
                 message: error.to_string(),
                 retry_in: Some(around(Duration::from_secs(60))),
             },
+            // The registry decides whether the lease is over: it takes the failure down, or refuses it.
+            ClusterError::Ahead { .. } => Self::Failed {
+                reason: failure::FENCE_AHEAD,
+                message: error.to_string(),
+                retry_in: Some(around(Duration::from_secs(5))),
+            },
             ClusterError::Changed(_) | ClusterError::Unavailable(_) => Self::unavailable(error.to_string()),
         }
     }
