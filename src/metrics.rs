@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use crate::epoch;
 use crate::lease::{Ended, Observer};
 use crate::outcome::{Outcome, Reason};
 use crate::store::{Figures, Kind, Size};
@@ -96,6 +97,7 @@ label_sets! {
     ByStep { step: &'static str, result: ResultLabel }
     ByRemoved { kind: RemovedLabel }
     ByTable { table: &'static str }
+    ByAttention { cause: &'static str }
 }
 
 impl<T> From<&Outcome<T>> for OutcomeLabel {
@@ -158,6 +160,7 @@ pub struct Metrics {
     leader: Known<Gauge>,
     epoch: Known<Gauge>,
     epoch_established: Known<Gauge>,
+    epoch_needs_attention: Family<ByAttention, Gauge>,
     cluster_writes: Family<ByCallOutcome, Counter>,
 }
 
@@ -232,6 +235,12 @@ impl Metrics {
                 "Whether it is established for the running database: only then can leases be granted",
                 Known::default(),
             ),
+            epoch_needs_attention: add(
+                r,
+                "epoch_needs_attention",
+                "Whether a person must see to the epoch, by cause: it does not heal by itself",
+                Family::default(),
+            ),
             cluster_writes: add(r, "cluster_writes", "Writes to the cluster, by outcome", Family::default()),
             registry: Registry::default(),
         };
@@ -298,6 +307,14 @@ impl Metrics {
     pub fn epoch(&self, number: Option<i64>, established: bool) {
         self.epoch.get_or_create(&[]).set(number.unwrap_or(0));
         self.epoch_established.get_or_create(&[]).set(i64::from(established));
+    }
+
+    /// Why a person must see to the epoch.
+    pub fn epoch_attention(&self, why: Option<epoch::Cause>) {
+        for cause in epoch::Cause::ALL {
+            let gauge = self.epoch_needs_attention.get_or_create(&ByAttention { cause: cause.word() });
+            gauge.set(i64::from(why == Some(cause)));
+        }
     }
 
     /// Everything, as Prometheus reads it (OpenMetrics text).

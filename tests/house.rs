@@ -15,6 +15,7 @@ const PURE: &[&str] = &[
     "src/reconcile/decide.rs",
     "src/reconcile/status.rs",
     "src/worker/objects.rs",
+    "src/epoch/step.rs",
 ];
 
 fn root() -> PathBuf {

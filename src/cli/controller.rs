@@ -44,11 +44,6 @@ pub struct Args {
     #[arg(long, env = "PALISADE_REPLICA_NAME", value_name = "NAME", value_parser = name)]
     replica_name: Option<String>,
 
-    /// Go on with a database that has lost an epoch: one that was restored from a backup, or that is a branch that was
-    /// left before. Only when you know that it is the right one, and only for one start
-    #[arg(long)]
-    adopt_epoch: bool,
-
     #[command(flatten)]
     keep: Keep,
 
@@ -106,7 +101,7 @@ fn keep(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn namespace(text: &str) -> Result<String, NameError> {
+pub(super) fn namespace(text: &str) -> Result<String, NameError> {
     manifests::check_label(text).map(|()| text.to_owned())
 }
 
@@ -115,14 +110,14 @@ fn namespace(text: &str) -> Result<String, NameError> {
 /// # Errors
 /// When the arguments cannot be used. A database or a cluster that does not answer is waited for.
 pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
-    let Args { database, namespace, watch_namespace, ttl, replica_name, adopt_epoch, keep, listen } = args;
+    let Args { database, namespace, watch_namespace, ttl, replica_name, keep, listen } = args;
     let retention = keep.retention()?;
     context.stop_on_signals()?;
     let (replica, ttl) = (replica_name.unwrap_or_else(|| default_name("controller")), ttl.duration());
     let store = process::store(&database, &format!("palisade controller {replica}"), ttl, 8)?;
     let client = process::client().await?;
     let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
-    let settings = Settings { replica, system_namespace: namespace, watch_namespace, ttl, adopt_epoch, retention };
+    let settings = Settings { replica, system_namespace: namespace, watch_namespace, ttl, retention };
     let (clock, metrics) = (context.clock.clone(), Arc::clone(&context.metrics));
     let parts = Parts { settings, store: store.clone(), client, metrics, readiness: readiness.clone(), clock };
     let work = async {

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::Output;
 use super::output::visible;
+use crate::epoch::{Attention, EpochError};
 use crate::lease::{AcquireError, LeaseError, SessionError};
 use crate::outcome::{NotApplied, Reason, Rejection};
 use crate::store::{CallError, MigrateError};
@@ -177,6 +178,16 @@ impl From<CallError> for Error {
             "42501" => Self::failed_next(message, "connect as a role that may: docs/cli.md names each command's"),
             _ if error.is_transient() => Self::unavailable(message),
             _ => Self::failed(message),
+        }
+    }
+}
+
+impl From<EpochError> for Error {
+    fn from(error: EpochError) -> Self {
+        match (error.attention(), error) {
+            (Some(Attention { message, action, .. }), _) => Self::rejected_next(message, action),
+            (None, EpochError::Database(error)) => error.into(),
+            (None, error) => Self::unavailable(error.to_string()),
         }
     }
 }

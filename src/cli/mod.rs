@@ -8,6 +8,7 @@ mod controller;
 mod crd;
 mod database;
 mod demo;
+mod epoch;
 mod error;
 mod history;
 mod lease;
@@ -74,6 +75,7 @@ enum Command {
     Lease(lease::Args),
     History(history::Args),
     Operation(operation::Args),
+    Epoch(epoch::Args),
     Demo(demo::Args),
     #[command(hide = true)]
     DemoWorker(demo::worker::Args),
@@ -90,6 +92,7 @@ impl Command {
             Self::Lease(args) => args.output(),
             Self::History(args) => args.output(),
             Self::Operation(args) => args.output(),
+            Self::Epoch(args) => args.output(),
             Self::Demo(args) => args.output(),
         }
     }
@@ -112,6 +115,7 @@ impl Command {
             Self::Lease(args) => lease::run(args).await,
             Self::History(args) => history::run(args).await,
             Self::Operation(args) => operation::run(args).await,
+            Self::Epoch(args) => epoch::run(args).await,
             Self::Demo(args) => demo::run(args, context).await,
             Self::DemoWorker(args) => demo::worker::run(args).await,
         }

@@ -11,7 +11,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::Client;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{self, ObjectRef, store::Writer};
-use tokio::sync::{Notify, RwLock, mpsc};
+use tokio::sync::{Notify, RwLock, mpsc, watch};
 
 use super::drift::Index;
 use super::lead::Tenure;
@@ -19,6 +19,7 @@ pub use super::outline::Meta;
 use super::upkeep::Retention;
 use super::validate::Problem;
 use crate::clock::{Clock, Moment};
+use crate::epoch::{Attention, Cause};
 use crate::http::Readiness;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -37,8 +38,6 @@ pub struct Settings {
     pub watch_namespace: Option<String>,
     /// How long after its last heartbeat a leader can be replaced.
     pub ttl: Duration,
-    /// An operator accepts that the database lost an epoch (a restore).
-    pub adopt_epoch: bool,
     /// How long old rows of the database are kept.
     pub retention: Retention,
 }
@@ -97,6 +96,8 @@ pub(super) struct Memory {
     pub woken: Option<Moment>,
     /// When an event was last published that repeats.
     pub said: Option<Moment>,
+    /// Why a person must see to the epoch, as this replica has written it into the status.
+    pub told: Option<Cause>,
     /// Looks that failed, one after the other.
     pub failures: u32,
 }
@@ -114,6 +115,8 @@ pub struct Context {
     pub(super) objects: Index,
     /// Somebody was told that there is no epoch.
     pub(super) epoch_hint: Arc<Notify>,
+    /// Why there will be no epoch until a person does something.
+    pub(super) attention: watch::Sender<Option<Attention>>,
     /// A plan may have lost its CR.
     pub(super) sweep_hint: Notify,
     one: mpsc::Sender<ObjectRef<Meta>>,
@@ -155,6 +158,7 @@ impl Context {
             crs,
             objects: Index::default(),
             epoch_hint: Arc::default(),
+            attention: watch::Sender::new(None),
             sweep_hint: Notify::new(),
             one,
             all,
@@ -179,6 +183,11 @@ impl Context {
     pub(super) fn remember(&self, key: &ObjectRef<Meta>, change: impl FnOnce(&mut Memory)) {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         change(memory.entry(key.clone()).or_default());
+    }
+
+    /// Changes what is remembered of every CR.
+    pub(super) fn change_all(&self, change: impl Fn(&mut Memory)) {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).values_mut().for_each(change);
     }
 
     /// What is remembered of a CR.

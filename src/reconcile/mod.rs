@@ -16,6 +16,7 @@
 //! - **Nothing is remembered that matters.** What [`context::Context`] keeps between two looks saves work, no more.
 //! - **A CR is read when it is looked at**, and only its metadata is watched: one that cannot be read hurts nobody else.
 
+mod alarm;
 pub mod apply;
 pub mod context;
 pub mod decide;
@@ -98,13 +99,11 @@ pub enum Error {
 pub async fn run(parts: Parts, stop: CancellationToken) {
     let (context, triggers) = Context::new(parts);
     let context = Arc::new(context);
-    let (alarm, alarms) = tokio::sync::mpsc::channel(1);
     let keeping = Keeping {
         readiness: context.readiness.clone(),
         metrics: Arc::clone(&context.metrics),
         hint: Arc::clone(&context.epoch_hint),
-        alarm,
-        adopt: context.settings.adopt_epoch,
+        attention: context.attention.clone(),
     };
     let allocator = Allocator::new(
         context.store.clone(),
@@ -115,7 +114,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     let looks = looks(Arc::clone(&context), triggers, stop.clone());
     tokio::join!(
         allocator.keep(keeping, stop.clone()),
-        report::alarms(Arc::clone(&context), alarms),
+        alarm::alarm(Arc::clone(&context), stop.clone()),
         watch::drift(Arc::clone(&context), stop.clone()),
         lead::lead(Arc::clone(&context), stop.clone()),
         looks,
@@ -168,7 +167,7 @@ async fn look(object: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error>
                 looked = work => looked.unwrap_or(Err(Error::Timeout)),
             }
         }
-        Role::Unavailable(why) => finalize::without_database(&context, &key, why).await,
+        Role::Unavailable(why) => look_without_leader(&context, &key, why).await,
         Role::Starting | Role::Following { .. } => return Ok(Action::await_change()),
     };
     let result = if looked.is_ok() { ResultLabel::Ok } else { ResultLabel::Error };
@@ -177,6 +176,13 @@ async fn look(object: Arc<Meta>, context: Arc<Context>) -> Result<Action, Error>
         context.succeeded(&key);
     }
     looked
+}
+
+/// Nobody can lead. What can be done is let go of what is being deleted, and say so where a person must act.
+async fn look_without_leader(context: &Context, key: &ObjectRef<Meta>, why: &str) -> Result<Action, Error> {
+    let action = finalize::without_database(context, key, why).await?;
+    alarm::tell(context, key).await?;
+    Ok(action)
 }
 
 async fn look_as_leader(context: &Context, tenure: &Tenure, key: &ObjectRef<Meta>) -> Result<Action, Error> {

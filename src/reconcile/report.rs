@@ -1,7 +1,5 @@
 //! Status and events, written: a status only if it says something new, events only of what changed with it.
 
-use std::sync::Arc;
-
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -20,7 +18,7 @@ use super::outline::Outline;
 use super::{Error, call, observe, status};
 use crate::clock::Clock;
 use crate::crd::{ModelDeployment, ModelDeploymentStatus, clip};
-use crate::manifests::names::{CONTROLLER_MANAGER, EPOCH_OBJECT};
+use crate::manifests::names::CONTROLLER_MANAGER;
 use crate::store::Takeover;
 
 /// The longest note of an event, in bytes, as the API server counts.
@@ -73,7 +71,7 @@ pub(super) async fn report(
     Ok(())
 }
 
-/// Writes the status of a CR whose spec cannot be read: only what is said in it is sent, and no answer is parsed.
+/// Writes the status of a CR whose spec cannot be read.
 pub(super) async fn report_unreadable(
     context: &Context,
     tenure: &Tenure,
@@ -87,15 +85,26 @@ pub(super) async fn report_unreadable(
         return Ok(());
     }
     new.revision = tenure.lease.next_revision(&resource_of(key), old.revision).await?;
-    let patch = serde_json::json!({ "metadata": { "resourceVersion": metadata.resource_version }, "status": new });
+    patch(context, key, metadata, &new).await?;
+    tracing::warn!(resource = resource_of(key), "it cannot be read: {}", outline.why);
+    let error = new.last_error.unwrap_or_default();
+    publish(context, &observe::reference(metadata), &News::bad(&error.reason, error.message)).await;
+    Ok(())
+}
+
+/// Writes a status by the resourceVersion that was read. Only what is said in it is sent, and no answer is parsed.
+pub(super) async fn patch(
+    context: &Context,
+    key: &ObjectRef<Meta>,
+    metadata: &ObjectMeta,
+    status: &ModelDeploymentStatus,
+) -> Result<(), Error> {
+    let patch = serde_json::json!({ "metadata": { "resourceVersion": metadata.resource_version }, "status": status });
     let params = PatchParams { field_manager: Some(CONTROLLER_MANAGER.to_owned()), ..PatchParams::default() };
     let request = Request::new(ModelDeployment::url_path(&(), key.namespace.as_deref()))
         .patch_subresource("status", &key.name, &params, &Patch::Merge(&patch))
         .map_err(|e| Error::Silent { doing: "write the status", why: e.to_string() })?;
     call("write the status", "put_status", context.client.request_text(request)).await?;
-    tracing::warn!(resource = resource_of(key), "it cannot be read: {}", outline.why);
-    let error = new.last_error.unwrap_or_default();
-    publish(context, &observe::reference(metadata), &News::bad(&error.reason, error.message)).await;
     Ok(())
 }
 
@@ -178,20 +187,6 @@ pub(super) async fn publish(context: &Context, about: &ObjectReference, news: &N
     let events: kube::Api<Event> = kube::Api::namespaced(context.client.clone(), namespace);
     if let Err(error) = call("publish an event", "event", events.create(&PostParams::default(), &event)).await {
         tracing::warn!(reason, "an event was lost: {error}");
-    }
-}
-
-/// Tells the cluster's people when an operator must decide about the epoch.
-pub(super) async fn alarms(context: Arc<Context>, mut alarms: tokio::sync::mpsc::Receiver<String>) {
-    while let Some(message) = alarms.recv().await {
-        let about = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("ConfigMap".to_owned()),
-            name: Some(EPOCH_OBJECT.to_owned()),
-            namespace: Some(context.settings.system_namespace.clone()),
-            ..ObjectReference::default()
-        };
-        publish(&context, &about, &News::bad("NoEpoch", message)).await;
     }
 }
 

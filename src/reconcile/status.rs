@@ -15,6 +15,8 @@ use crate::plan::{Deployment, Plan, failure};
 
 /// The CR's spec cannot be read by this program.
 pub const INVALID_OBJECT: &str = "InvalidObject";
+/// The running database has no epoch, and a person must act.
+pub const EPOCH_NOT_ESTABLISHED: &str = "EpochNotEstablished";
 
 /// Where a deployment stands.
 enum Phase<'a> {
@@ -69,6 +71,17 @@ pub fn status(object: &ModelDeployment, applied: &Applied, now: Timestamp) -> Mo
     }
 }
 
+/// The status of a CR for which nothing can be done, because there is no epoch until a person acts. It is the one status
+/// that no leader writes: its revision is the next one, far below those of the next epoch.
+#[must_use]
+pub fn without_epoch(old: &ModelDeploymentStatus, generation: i64, why: &str, now: Timestamp) -> ModelDeploymentStatus {
+    let message = clip(&format!("nothing is granted or recorded: {why}"), MESSAGE_MAX);
+    ModelDeploymentStatus {
+        revision: old.revision + 1,
+        ..stalled(old, generation, EPOCH_NOT_ESTABLISHED, message, now)
+    }
+}
+
 /// The status of a CR whose spec cannot be read; what serves, goes on serving.
 #[must_use]
 pub fn unreadable(old: &ModelDeploymentStatus, generation: i64, why: &str, now: Timestamp) -> ModelDeploymentStatus {
@@ -76,16 +89,25 @@ pub fn unreadable(old: &ModelDeploymentStatus, generation: i64, why: &str, now: 
         &format!("nothing is done for this ModelDeployment, for it cannot be read: {why}; correct its spec"),
         MESSAGE_MAX,
     );
+    stalled(old, generation, INVALID_OBJECT, message, now)
+}
+
+/// What was said before, but for what can no longer be said.
+fn stalled(
+    old: &ModelDeploymentStatus,
+    generation: i64,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) -> ModelDeploymentStatus {
     let stamp = Stamp { old: &old.conditions, generation, now: seconds(now) };
-    let mut conditions = vec![
-        stamp.condition("Ready", false, INVALID_OBJECT, &message),
-        stamp.condition("Stalled", true, INVALID_OBJECT, &message),
-    ];
+    let mut conditions =
+        vec![stamp.condition("Ready", false, reason, &message), stamp.condition("Stalled", true, reason, &message)];
     conditions.extend(old.conditions.iter().filter(|c| c.type_ == "Serving").cloned());
     ModelDeploymentStatus {
         observed_generation: Some(generation),
         conditions,
-        last_error: Some(LastError { reason: INVALID_OBJECT.to_owned(), message }),
+        last_error: Some(LastError { reason: reason.to_owned(), message }),
         ..old.clone()
     }
 }

@@ -6,6 +6,7 @@ use crate::outcome::Outcome;
 
 /// What the database says of its epoch.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EpochStatus {
     /// The number that is stored, if there is one.
     pub number: Option<i64>,
@@ -24,10 +25,11 @@ pub struct EpochStatus {
 }
 
 impl EpochStatus {
-    /// The lowest number that may come next, as far as the database knows.
+    /// The next number must be above this one, as far as the database knows. It is above the stored number only where a
+    /// lease carries a later epoch's token, or the last one of this epoch: such a lease can be granted to nobody.
     #[must_use]
     pub fn floor(&self) -> i64 {
-        self.number.unwrap_or(0).max(self.highest_token / crate::lease::Token::PER_EPOCH)
+        self.number.unwrap_or(0).max((self.highest_token + 2) / crate::lease::Token::PER_EPOCH)
     }
 }
 
@@ -57,6 +59,17 @@ impl Store {
         let statement =
             sqlx::query("SELECT * FROM palisade.establish_epoch($1, $2)").bind(number).bind(incarnation.to_owned());
         Ok(self.answer("establish_epoch", self.timeout, statement).await?.outcome())
+    }
+
+    /// Makes an established epoch count no longer: every call is refused until another one is established. For a database
+    /// beside which another one was given the next epoch.
+    ///
+    /// # Errors
+    /// When the database does not answer: asking again is safe.
+    pub async fn withdraw_epoch(&self, number: i64, incarnation: &str) -> Result<Outcome, CallError> {
+        let statement =
+            sqlx::query("SELECT * FROM palisade.withdraw_epoch($1, $2)").bind(number).bind(incarnation.to_owned());
+        Ok(self.answer("withdraw_epoch", self.timeout, statement).await?.outcome())
     }
 
     /// Establishes an epoch without a cluster to remember it (`palisade demo`, tests): one above what is stored, and

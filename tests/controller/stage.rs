@@ -89,15 +89,15 @@ impl Stage {
 
     /// A replica, as the controller's own account and role.
     pub async fn replica(&self, name: &str) -> Replica {
-        self.replica_at(name, &self.db.url_as("controller_login"), false).await
+        self.replica_at(name, &self.db.url_as("controller_login")).await
     }
 
     /// A replica whose database is out of reach.
     pub async fn replica_without_database(&self, name: &str) -> Replica {
-        self.replica_at(name, "postgres://nobody@127.0.0.1:1/nowhere", false).await
+        self.replica_at(name, "postgres://nobody@127.0.0.1:1/nowhere").await
     }
 
-    pub async fn replica_at(&self, name: &str, url: &str, adopt_epoch: bool) -> Replica {
+    pub async fn replica_at(&self, name: &str, url: &str) -> Replica {
         let config = StoreConfig { timeout: Duration::from_secs(1), ..StoreConfig::new(url, name) };
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
@@ -107,7 +107,6 @@ impl Stage {
                 system_namespace: self.namespace.clone(),
                 watch_namespace: Some(self.namespace.clone()),
                 ttl: TTL,
-                adopt_epoch,
                 retention: Retention::default(),
             },
             store: Store::new(&config).expect("a store"),

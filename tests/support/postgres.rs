@@ -86,6 +86,11 @@ impl Server {
 
     /// A copy that follows this server.
     pub fn standby(&self) -> Server {
+        self.backup().start()
+    }
+
+    /// A base backup, as it is now. Started as it is, it follows this server; see [`Backup`].
+    pub fn backup(&self) -> Backup {
         let dir = std::env::temp_dir().join(format!(
             "palisade-test-{}-{}",
             std::process::id(),
@@ -107,8 +112,7 @@ impl Server {
             "fast",
             "--no-sync",
         ]);
-        let url = launch(&dir, &[]);
-        Server { dir, url, owned: true }
+        Backup(dir)
     }
 
     /// A database's URL for a user of this server.
@@ -138,6 +142,46 @@ impl Server {
         }
         url
     }
+}
+
+/// A base backup that was not started yet.
+#[derive(Debug)]
+pub struct Backup(PathBuf);
+
+impl Backup {
+    /// On the same timeline, as if nothing had been lost.
+    pub fn restore(self) -> Server {
+        self.forget_the_primary();
+        self.start()
+    }
+
+    /// On a new timeline, as a point-in-time recovery ends.
+    pub fn recover(self) -> Server {
+        use std::io::Write;
+        self.forget_the_primary();
+        let data = self.0.join("data");
+        std::fs::copy(data.join("PG_VERSION"), data.join("recovery.signal")).expect("recovery.signal");
+        // Of the server's user, who is somebody else when we are root.
+        own_as(&data.join("PG_VERSION"), &data.join("recovery.signal"));
+        let conf = std::fs::File::options().append(true).open(data.join("postgresql.auto.conf"));
+        writeln!(conf.expect("a file"), "restore_command = 'false'").expect("written");
+        self.start()
+    }
+
+    fn forget_the_primary(&self) {
+        std::fs::remove_file(self.0.join("data/standby.signal")).expect("a standby's file");
+    }
+
+    fn start(self) -> Server {
+        let url = launch(&self.0, &[]);
+        Server { dir: self.0, url, owned: true }
+    }
+}
+
+fn own_as(model: &Path, path: &Path) {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let model = std::fs::metadata(model).expect("a file");
+    chown(path, Some(model.uid()), Some(model.gid())).expect("chown");
 }
 
 impl Drop for Server {
@@ -414,6 +458,10 @@ async fn open(url: &str) -> PgConnection {
 impl Conn {
     pub async fn open(url: &str) -> Conn {
         Conn(open(url).await)
+    }
+
+    pub async fn try_open(url: &str) -> Result<Conn, Failure> {
+        Ok(Conn(PgConnection::connect(url).await?))
     }
 
     pub async fn close(self) {

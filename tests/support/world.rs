@@ -156,7 +156,7 @@ impl Planner {
     }
 }
 
-/// A real worker process.
+/// A real worker process, or another one of ours.
 pub struct Worker {
     child: Child,
     pub log: PathBuf,
@@ -164,6 +164,13 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// A process of another kind. What it says goes into `log`.
+    pub fn of(mut command: Command, name: &str, log: PathBuf) -> Worker {
+        let file = File::options().create(true).append(true).open(&log).expect("a log file");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        Worker { child: command.spawn().expect("it starts"), log, name: name.into() }
+    }
+
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a PID")
     }
