@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::controller::namespace;
-use super::output::{OutputArgs, Style, Tone, confirmed, note, visible};
+use super::output::{OutputArgs, Style, Tone, confirmed, visible};
 use super::{Database, Error, Output, process};
 use crate::epoch::{Allocator, Cause, EpochView, InUse, Step};
 use crate::manifests::SYSTEM_NAMESPACE;
@@ -201,11 +201,13 @@ async fn adopt(Change { yes, place }: Change) -> Result<(), Error> {
 }
 
 fn confirm(yes: bool, what: &str, not_done: &str) -> Result<(), Error> {
-    note(what);
-    if yes || confirmed("Go on?") {
+    if yes || confirmed(&format!("{what}. Go on?")) {
         return Ok(());
     }
-    Err(Error::usage_next(format!("{not_done}: nobody confirmed it"), "confirm at a terminal, or add --yes"))
+    Err(Error::usage_next(
+        format!("{not_done}, for nobody confirmed it: {what}"),
+        "confirm at a terminal, or add --yes",
+    ))
 }
 
 fn done(place: &Place, former: Option<i64>, number: i64) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 use crate::ground::{Ground, login, server, superuser};
 use crate::history::Owner;
 use crate::support::cluster::wait_until;
-use crate::support::postgres::{Conn, Server, kill};
+use crate::support::postgres::{Conn, Failure, Server, kill};
 
 /// One server, one controller; `strike` ends the incarnation, and the next one heals by itself.
 async fn heals(prefix: &str, strike: impl AsyncFnOnce(&Server, &mut Owner)) {
@@ -60,8 +60,13 @@ async fn a_backend_that_crashes_behind_an_asynchronous_commit_is_a_new_epoch_and
         owner.writes().await;
         let postmaster = server.postmaster();
         kill(owner.conn.pid().await);
-        let back = || async { Conn::try_open(&superuser(server)).await.map(drop).map_err(|failure| failure.message) };
-        wait_until("it lets us in again", back).await;
+        // For a moment the old incarnation may still let us in.
+        let number = || async {
+            let number =
+                Conn::try_open(&superuser(server)).await?.try_text("SELECT number FROM palisade.epoch").await?;
+            if number == "2" { Ok(()) } else { Err(Failure { code: String::new(), message: number }) }
+        };
+        wait_until("it is another incarnation", || async { number().await.map_err(|failure| failure.message) }).await;
         let mut conn = Conn::open(&superuser(server)).await;
         let token = format!("SELECT token FROM palisade.alias WHERE alias = 'live' AND token = {}", owner.lease.token);
         assert_eq!(conn.text(&token).await, owner.lease.token.to_string(), "the write is there");

@@ -325,6 +325,10 @@ const BREAKS: &[(&str, &str)] = &[
     ),
     // Rule 10.
     (
+        "epochs::an_epoch_that_was_withdrawn_lets_nobody_grant_or_write",
+        "withdraw_epoch ==> SET checkpointer_pid = 0, checkpointer_start = to_timestamp(0) ==> SET checkpointer_pid = e.checkpointer_pid",
+    ),
+    (
         "epochs::a_copy_of_a_database_has_no_epoch_though_it_carries_the_row_along",
         "current_epoch ==> AND e.database = ==> AND 0::oid <>",
     ),

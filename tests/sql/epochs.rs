@@ -217,6 +217,36 @@ async fn establish_epoch_accepts_only_larger_numbers_for_the_incarnation_that_ru
 }
 
 #[tokio::test]
+async fn an_epoch_that_was_withdrawn_lets_nobody_grant_or_write_until_a_larger_one_is_established() {
+    let db = Db::new().await;
+    let mut conn = db.connect().await;
+    furnish(&mut conn).await;
+    let lease = conn.owner(A).await;
+    let name = conn.text("SELECT incarnation FROM palisade.epoch_status()").await;
+    let withdraw = |number: i64, name: &str| format!("withdraw_epoch({number}, '{name}')");
+    conn.call(&withdraw(1, "another database")).await.is("rejected: incarnation_changed");
+    conn.call(&withdraw(7, &name)).await.is("replayed");
+    conn.call(&format!("heartbeat({})", lease.session.args())).await.is("applied"); // neither did anything
+    conn.call(&withdraw(1, &name)).await.is("applied");
+    conn.call(&withdraw(1, &name)).await.is("replayed");
+    let fresh = Session::fresh();
+    for call in [
+        format!("open_session({}, 'w', '1 minute')", fresh.args()),
+        format!("acquire({}, '{B}')", lease.session.args()),
+        format!("heartbeat({})", lease.session.args()),
+        format!("set_alias({}, 'm', 'live', 1)", lease.fence(1)),
+        format!("release({})", lease.fence(1)),
+    ] {
+        conn.call(&call).await.is("rejected: epoch_not_established");
+    }
+    assert_eq!(conn.text("SELECT (number, established) FROM palisade.epoch_status()").await, "(1,f)");
+    conn.call(&format!("establish_epoch(1, '{name}')")).await.is("rejected: epoch_not_newer");
+    conn.establish(2).await;
+    let next = conn.owner(A).await;
+    conn.call(&format!("set_alias({}, 'm', 'live', 1)", next.fence(1))).await.is("applied");
+}
+
+#[tokio::test]
 async fn of_two_controllers_that_establish_an_epoch_at_once_one_is_told_that_it_was_done() {
     let db = Db::without_epoch().await;
     let mut conn = db.connect().await;
