@@ -102,10 +102,7 @@ async fn a_corrupt_fence_on_an_object_is_told_and_cured_by_an_advance() {
     assert_eq!((advanced["epoch"].as_i64(), advanced["former"].as_i64()), (Some(41), Some(1)));
     ground.epoch_is(&url, 41).await;
     // The worker goes on by itself, and writes over the corrupt fence.
-    let goes_on = |s: &palisade::crd::ModelDeploymentStatus| {
-        stalled(s).is_none() && s.step.as_ref().is_some_and(|step| step.name != "verify")
-    };
-    ground.status("to go on", goes_on).await;
+    ground.status("to serve", |s| stalled(s).is_none() && s.serving.is_some()).await;
     let service = services.get("churn").await.expect("it is there");
     let carried = &service.metadata.annotations.expect("annotations")[manifests::FENCE_ANNOTATION];
     let token: i64 = carried.split('/').next().and_then(|t| t.parse().ok()).expect("a fence");

@@ -325,7 +325,7 @@ const BREAKS: &[(&str, &str)] = &[
     ),
     // Rule 10.
     (
-        "epochs::an_epoch_that_was_withdrawn_lets_nobody_grant_or_write",
+        "epochs::an_epoch_that_was_withdrawn_lets_nobody_grant_or_write_until_a_larger_one_is_established",
         "withdraw_epoch ==> SET checkpointer_pid = 0, checkpointer_start = to_timestamp(0) ==> SET checkpointer_pid = e.checkpointer_pid",
     ),
     (
