@@ -108,8 +108,10 @@ async fn a_corrupt_fence_on_an_object_is_told_and_cured_by_an_advance() {
     let token: i64 = carried.split('/').next().and_then(|t| t.parse().ok()).expect("a fence");
     assert_eq!(token >> 32, 41, "{carried}");
     let mut conn = Conn::open(&url).await;
-    let granted = format!("SELECT max(token) FROM palisade.grant_history WHERE resource = '{resource}'");
-    assert_eq!(conn.number(&granted).await, token);
+    let granted = format!(
+        "SELECT count(*) FROM palisade.grant_history WHERE resource = '{resource}' AND token = {token} AND worker = 'worker-a'"
+    );
+    assert_eq!(conn.number(&granted).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

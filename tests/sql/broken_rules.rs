@@ -45,7 +45,7 @@ const BREAKS: &[(&str, &str)] = &[
     ),
     (
         "sequences::abandon_needs_the_key_that_the_token_was_granted_to",
-        "may_ask ==> palisade.key_fits(v_session, p_key) ==> true",
+        "may_ask ==> palisade.key_fits(h.session, p_key) ==> true",
     ),
     (
         "sessions::every_call_of_a_session_needs_its_key",
