@@ -14,7 +14,7 @@ GRANT USAGE ON SCHEMA palisade TO palisade_worker, palisade_controller, palisade
 
 GRANT EXECUTE ON FUNCTION
     palisade.open_session, palisade.heartbeat, palisade.close_session, palisade.held,
-    palisade.acquire, palisade.claim, palisade.report_progress, palisade.release, palisade.check_lease,
+    palisade.acquire, palisade.claim, palisade.report_progress, palisade.release, palisade.check_lease, palisade.use_lease, palisade.check_row,
     palisade.operation_status, palisade.abandon, palisade.epoch_status,
     palisade.set_alias, palisade.move_guard,
     palisade.record_step, palisade.record_serving, palisade.record_done, palisade.record_failure, palisade.record_removed,
@@ -39,10 +39,14 @@ GRANT EXECUTE ON FUNCTION
     palisade.operation_show, palisade.epoch_status, palisade.version_show, palisade.plan_show, palisade.events, palisade.figures, palisade.sizes
 TO palisade_reader;
 
+-- These run as whoever calls them, and do nothing that a table's owner could not do by hand. (A trigger's function may
+-- be executed by whoever makes the trigger; nobody can call it.)
+GRANT EXECUTE ON FUNCTION palisade.protect, palisade.unprotect, palisade.guard TO palisade_worker, palisade_reader;
+
 -- Readers see everything but the keys' hashes.
 GRANT SELECT ON palisade.epoch, palisade.lease, palisade.progress, palisade.loss, palisade.grant_history, palisade.operation,
     palisade.refusal, palisade.registered_model, palisade.model_version, palisade.alias, palisade.plan, palisade.deployment,
-    palisade.queue, palisade.event
+    palisade.queue, palisade.event, palisade.protected
 TO palisade_reader;
 GRANT SELECT (id, worker, ttl, expires_at, opened_at, closed_at) ON palisade.session TO palisade_reader;
 

@@ -87,6 +87,32 @@ key text: the key of the session that the token was granted to
 result: nothing
 reasons: (raised as PS003)';
 
+-- ---------------------------------------------------------------- tables of your own
+
+COMMENT ON FUNCTION palisade.use_lease IS 'For protected tables: asks the gate as check_lease does, and names the lease that the statements from here on write under. Returns nothing; raises PS003 unless the token is the newest one.
+resource text: 1–512 characters; what is owned
+token bigint: the fencing token of the grant
+key text: the key of the session that the token was granted to
+for_session boolean: false: until the transaction ends; true: for the connection''s later transactions too
+result: nothing
+reasons: (raised as PS003)';
+COMMENT ON FUNCTION palisade.protect IS 'From now on a row of this table changes only under the lease of its resource: triggers ask the gate. For the table''s owner. Again: with another expression, or to close a gap.
+target regclass: the table; a partitioned one with all its partitions, also later ones
+resource text: a column, or an expression over the row''s columns: what its resource is called. Immutable, as for an index
+result: nothing
+reasons: (raised as PS004, or 42501)';
+COMMENT ON FUNCTION palisade.unprotect IS 'Takes the triggers of protect away. For the table''s owner.
+target regclass: the table
+result: true, or false where it was not protected
+reasons: (raised as PS004, or 42501)';
+COMMENT ON FUNCTION palisade.check_row IS 'What the triggers of protect call, and a trigger of yours may: raises PS005 unless the lease in use is that of the resource, and PS003 unless its token is the newest one.
+target regclass: the table, for the message
+resource text: what the row belongs to
+result: nothing
+reasons: (raised as PS003 or PS005)';
+COMMENT ON FUNCTION palisade.guard IS 'The trigger of protected tables. Its argument is the expression for a row''s resource';
+COMMENT ON VIEW palisade.protected IS 'The protected tables: target, resource (the expression), and gap: what is not checked, and null where all is';
+
 -- ---------------------------------------------------------------- what became of a write
 
 COMMENT ON FUNCTION palisade.operation_status IS 'What became of the write with this fence: applied or rejected (with its first result), never, pending (not arrived, or running), forgotten. For whom the token was granted to.

@@ -302,6 +302,92 @@ const BREAKS: &[(&str, &str)] = &[
         "sessions::a_session_that_expires_later_than_its_ttl_allows_is_clamped_when_an_acquirer_sees_it",
         "grant_locked ==> x.expires_at > v_now + x.ttl ==> false",
     ),
+    // Rule 16.
+    (
+        "protect::every_kind_of_write_to_a_protected_table_is_refused_without_the_newest_token_its_key_and_its_resource",
+        "check_row ==> PERFORM palisade.check_lease( ==> PERFORM concat(",
+    ),
+    (
+        "protect::every_kind_of_write_to_a_protected_table_is_refused_without_the_newest_token_its_key_and_its_resource",
+        "check_row ==> ELSIF v_used <> check_row.resource ==> ELSIF '' <> ''",
+    ),
+    (
+        "protect::a_row_moves_neither_from_nor_to_another_resource",
+        "guard ==> SELECT * FROM palisade_old UNION ALL  ==> ",
+    ),
+    (
+        "protect::a_row_moves_neither_from_nor_to_another_resource",
+        "guard ==>  UNION ALL SELECT * FROM palisade_new ==> ",
+    ),
+    ("protect::a_row_moves_neither_from_nor_to_another_resource", "guard ==> SELECT ($1).* UNION ALL  ==> "),
+    ("protect::a_row_moves_neither_from_nor_to_another_resource", "guard ==>  UNION ALL SELECT ($2).* ==> "),
+    ("protect::truncate_is_refused_for_everybody", "guard ==> TG_OP = 'TRUNCATE' ==> false"),
+    (
+        "protect::truncate_is_refused_for_everybody",
+        "protect ==>  UNION SELECT p.relid FROM pg_partition_tree(protect.target) AS p ==> ",
+    ),
+    (
+        "protect::a_superuser_is_checked_too_also_with_triggers_for_replicas_only",
+        "protect ==> ENABLE ALWAYS TRIGGER %I ==> ENABLE TRIGGER %I",
+    ),
+    (
+        "protect::a_superuser_is_checked_too_also_with_triggers_for_replicas_only",
+        "protect ==> ENABLE ALWAYS TRIGGER palisade_truncate ==> ENABLE TRIGGER palisade_truncate",
+    ),
+    (
+        "protect::a_partition_that_comes_later_is_checked_and_one_that_is_detached_is_not",
+        "protect ==> palisade_rows AFTER INSERT OR UPDATE OR DELETE ==> palisade_rows AFTER UPDATE",
+    ),
+    (
+        "protect::a_row_is_checked_as_it_is_after_all_other_triggers",
+        "protect ==> palisade_rows AFTER ==> palisade_rows BEFORE",
+    ),
+    (
+        "protect::temporary_objects_and_settings_of_the_writer_deceive_no_trigger",
+        "sql ==> ALTER FUNCTION palisade.guard RESET search_path",
+    ),
+    (
+        "protect::temporary_objects_and_settings_of_the_writer_deceive_no_trigger",
+        "sql ==> ALTER FUNCTION palisade.guard RESET standard_conforming_strings",
+    ),
+    ("protect::names_that_the_tables_collation_calls_equal_are_two_resources", "guard ==> COLLATE \"C\" ==> "),
+    (
+        "protect::a_table_owners_expression_runs_as_the_writer_and_never_as_the_owner_role",
+        "sql ==> ALTER FUNCTION palisade.guard SECURITY DEFINER",
+    ),
+    (
+        "protect::what_names_a_resource_depends_on_the_row_alone_or_is_refused",
+        "protect ==> EXECUTE format('CREATE INDEX ON pg_temp.palisade_probe (((%s)::text))', v_expression); ==> ",
+    ),
+    ("protect::a_row_without_a_resource_is_refused", "check_row ==> check_row.resource IS NULL ==> false"),
+    (
+        "protect::a_write_by_way_of_a_relative_is_impossible_where_a_table_inherits",
+        "protect ==> v_kind = 'r' AND EXISTS ==> false AND EXISTS",
+    ),
+    (
+        "protect::only_a_tables_owner_protects_it_and_only_its_owner_takes_that_away",
+        "unprotect ==> NOT pg_has_role(c.relowner, 'USAGE') ==> false",
+    ),
+    (
+        "protect::a_lease_is_in_use_until_the_transaction_ends_or_for_the_session",
+        "use_lease ==> PERFORM palisade.check_lease( ==> PERFORM concat(",
+    ),
+    (
+        "protect::a_takeover_waits_for_a_statement_that_waits_for_a_row_of_a_protected_table",
+        "guard ==> IF v_used IS NOT NULL THEN ==> IF false THEN",
+    ),
+    (
+        "protect::a_storm_of_takeovers_and_writes_to_a_protected_table_has_no_deadlock_and_no_stale_landing",
+        "guard ==> IF v_used IS NOT NULL THEN ==> IF false THEN",
+    ),
+    (
+        "protect::a_storm_of_takeovers_and_writes_to_a_protected_table_has_no_deadlock_and_no_stale_landing",
+        "check_lease ==> IF a.outcome IS NOT NULL THEN ==> IF false THEN",
+    ),
+    (
+        "protect::a_statement_asks_the_gate_twice_however_many_rows_it_writes",
+        "guard ==> SELECT DISTINCT ( ==> SELECT ALL (",
+    ),
     // Rule 17 and the registry.
     (
         "registry::a_guarded_alias_changes_only_under_its_guards_lease",

@@ -34,6 +34,10 @@ async fn baselines(conn: &mut Conn) -> Vec<(String, Vec<String>)> {
         ("release", with(&fence(&lease), &[span("1 minute")])),
         ("revoke", vec![text(A), text("drill")]),
         ("check_lease", unnumbered(&lease)),
+        ("use_lease", with(&unnumbered(&lease), &["false::boolean".into()])),
+        ("check_row", vec!["'public.mine'::regclass".into(), text(A)]),
+        ("protect", vec!["'public.mine'::regclass".into(), text("a")]),
+        ("unprotect", vec!["'public.mine'::regclass".into()]),
         ("operation_status", fence(&lease)),
         ("abandon", fence(&lease)),
         ("operation_show", vec![text(A), number(lease.token), number(1)]),
@@ -114,6 +118,9 @@ fn hostile(argument: &str) -> Vec<String> {
         "interval" => &["'0'", "'-1 day'", "'1 microsecond'", "'170000000 years'", "'1 month -1 day'"],
         "boolean" => &["true"],
         "xid8" => &["'18446744073709551615'"],
+        "regclass" => {
+            &["0", "2147483647", "'palisade.lease'", "'palisade.protected'", "'pg_catalog.pg_class_oid_index'"]
+        }
         other => panic!("hostile values for {other}"),
     };
     let mut values: Vec<String> = values.iter().map(|value| format!("{value}::{kind}")).collect();
@@ -138,9 +145,11 @@ async fn a_hostile_argument_of_any_function_is_a_clear_error_or_a_refusal_that_c
     let db = Db::new().await;
     let mut conn = db.connect().await;
     let baselines = baselines(&mut conn).await;
+    conn.run("CREATE TABLE public.mine (a text)").await;
     let known = conn
         .list(
             "SELECT p.proname::text FROM pg_proc AS p WHERE p.pronamespace = 'palisade'::regnamespace
+             AND p.prorettype <> 'trigger'::regtype
              AND EXISTS (SELECT FROM aclexplode(p.proacl) AS a WHERE a.grantee <> p.proowner) ORDER BY proname",
         )
         .await;

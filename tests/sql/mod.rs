@@ -10,6 +10,7 @@ mod locks;
 mod lost_answers;
 mod migrations;
 mod mutation;
+mod protect;
 mod registry;
 mod roles;
 mod scenarios;
