@@ -43,7 +43,8 @@ $$;
 -- The trigger. Its argument is the expression for a row's resource; it is read under settings that the writer cannot choose.
 --   before a statement: the lease in use is locked before any row is (the lock order), and a stale writer stops early
 --   after a statement:  the rows as they are now, whatever other triggers did to them; each resource once
---   after a row:        the same, for partitioned tables: a write to a partition is none to its parent
+--   after a row:        the same, for a partition that came after protect and so has none of the others: it gets this one
+--                       from its parent, in that moment
 CREATE FUNCTION palisade.guard() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
@@ -62,6 +63,11 @@ BEGIN
         IF v_used IS NOT NULL THEN
             PERFORM palisade.check_row(TG_RELID, v_used);
         END IF;
+        RETURN NULL;
+    ELSIF TG_LEVEL = 'ROW' AND EXISTS ( -- with the same expression
+        SELECT FROM pg_catalog.pg_trigger AS g
+        WHERE g.tgrelid = TG_RELID AND g.tgname = 'palisade_' || lower(TG_OP) AND g.tgenabled = 'A'
+          AND g.tgfoid = 'palisade.guard()'::regprocedure AND g.tgargs = convert_to(TG_ARGV[0], getdatabaseencoding()) || '\x00'::bytea) THEN
         RETURN NULL;
     END IF;
     v_rows := CASE
@@ -147,23 +153,21 @@ BEGIN
                 USING ERRCODE = 'PS004', HINT = 'As for an index: immutable, no subquery, functions of your own with their schema. '
                     'Join text by || (concat and format are not immutable). For a date or an enum, add a column of type text.';
     END;
-    -- ALWAYS: also while session_replication_role is replica.
-    FOREACH v_trigger IN ARRAY CASE v_kind WHEN 'p' THEN ARRAY[
-        'palisade_before BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH STATEMENT',
-        'palisade_rows AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW'
-    ] ELSE ARRAY[
-        'palisade_before BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH STATEMENT',
-        'palisade_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS palisade_new FOR EACH STATEMENT',
-        'palisade_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS palisade_old NEW TABLE AS palisade_new FOR EACH STATEMENT',
-        'palisade_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS palisade_old FOR EACH STATEMENT'
-    ] END LOOP
-        EXECUTE format('CREATE TRIGGER ' || v_trigger || ' EXECUTE FUNCTION palisade.guard(%L)', protect.target, v_expression);
-        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', protect.target, split_part(v_trigger, ' ', 1));
-    END LOOP;
-    -- A partition gets its parent's triggers for rows, whenever it comes, but not the one for TRUNCATE.
+    -- A write to a partition is none to its parent: each has triggers of its own.
     FOR v_part IN SELECT protect.target UNION SELECT p.relid FROM pg_partition_tree(protect.target) AS p LOOP
-        EXECUTE format('CREATE TRIGGER palisade_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION palisade.guard(%L)', v_part, v_expression);
-        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER palisade_truncate', v_part);
+        FOREACH v_trigger IN ARRAY ARRAY[
+            'palisade_before BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH STATEMENT',
+            'palisade_insert AFTER INSERT ON %s REFERENCING NEW TABLE AS palisade_new FOR EACH STATEMENT',
+            'palisade_update AFTER UPDATE ON %s REFERENCING OLD TABLE AS palisade_old NEW TABLE AS palisade_new FOR EACH STATEMENT',
+            'palisade_delete AFTER DELETE ON %s REFERENCING OLD TABLE AS palisade_old FOR EACH STATEMENT',
+            'palisade_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT',
+            'palisade_rows AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW'
+        ] LOOP
+            CONTINUE WHEN v_trigger LIKE 'palisade_rows %' AND (v_kind = 'r' OR v_part <> protect.target);
+            EXECUTE format('CREATE TRIGGER ' || v_trigger || ' EXECUTE FUNCTION palisade.guard(%L)', v_part, v_expression);
+            -- ALWAYS: also while session_replication_role is replica.
+            EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', v_part, split_part(v_trigger, ' ', 1));
+        END LOOP;
     END LOOP;
 END
 $$;
@@ -179,11 +183,11 @@ WITH guard AS (
 SELECT c.oid::regclass AS target, min(g.resource) AS resource,
        CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_inherits AS i WHERE c.relkind = 'r' AND c.oid IN (i.inhrelid, i.inhparent))
                 THEN 'it inherits, or is a partition: writes by way of its relative are not checked'
-            WHEN count(*) FILTER (WHERE g.works) < CASE c.relkind WHEN 'p' THEN 3 ELSE 5 END
+            WHEN count(*) FILTER (WHERE g.works) < CASE c.relkind WHEN 'p' THEN 6 ELSE 5 END
                 THEN 'a trigger is missing or disabled'
             WHEN EXISTS (SELECT FROM pg_partition_tree(c.oid) AS p WHERE p.level > 0
-                         AND (SELECT count(*) FROM guard AS x WHERE x.tgrelid = p.relid AND x.works) < 2)
-                THEN 'a partition was attached, or a trigger of one is disabled: it can be truncated'
+                         AND (SELECT count(*) FROM guard AS x WHERE x.tgrelid = p.relid AND x.works) < 6)
+                THEN 'a partition came later, or a trigger of one is disabled: its rows are checked slowly, if at all, and it can be truncated'
        END AS gap
 FROM guard AS g JOIN pg_catalog.pg_class AS c ON c.oid = g.tgrelid
 WHERE NOT (c.relispartition AND EXISTS (SELECT FROM guard AS x WHERE x.tgrelid = pg_partition_root(c.oid)))

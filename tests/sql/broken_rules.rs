@@ -332,10 +332,10 @@ const BREAKS: &[(&str, &str)] = &[
     ),
     (
         "protect::a_superuser_is_checked_too_also_with_triggers_for_replicas_only",
-        "protect ==> ENABLE ALWAYS TRIGGER palisade_truncate ==> ENABLE TRIGGER palisade_truncate",
+        "protect ==> 'palisade_rows AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW' ==> 'palisade_rows AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW WHEN (current_setting(''session_replication_role'') <> ''replica'')'",
     ),
     (
-        "protect::a_partition_that_comes_later_is_checked_and_one_that_is_detached_is_not",
+        "protect::a_partition_that_comes_later_is_checked_and_one_that_is_detached_keeps_what_is_its_own",
         "protect ==> palisade_rows AFTER INSERT OR UPDATE OR DELETE ==> palisade_rows AFTER UPDATE",
     ),
     (
