@@ -177,3 +177,24 @@ build_palisade() {
   (cd "$REPO" && cargo build --locked --bin palisade) >&2
   echo "$CARGO_TARGET_DIR/debug/palisade"
 }
+
+# ensure_python LIST WHAT: sets REPLY to a Python environment with the packages of
+# LIST, which has their hashes. Never installed system-wide: a folder of the cache,
+# named after what is in it.
+ensure_python() {
+  local list=$1 what=$2 lock
+  REPLY=$CACHE/tools/$(basename "$list" .txt)-$(sha256sum "$list" | cut -c1-16)
+  [[ ! -e $REPLY/complete ]] || return 0
+  need python3 "$what is installed by its pip"
+  mkdir -p "$CACHE/tools"
+  exec {lock}>"$CACHE/tools/.lock"
+  flock "$lock"
+  if [[ ! -e $REPLY/complete ]]; then
+    rm -rf "$REPLY"
+    with_progress "making a Python environment for $what" "$CACHE/tools/log" python3 -m venv "$REPLY"
+    with_progress "installing $what" "$CACHE/tools/log" \
+      "$REPLY/bin/pip" install --no-deps --only-binary :all: --require-hashes --requirement "$list"
+    touch "$REPLY/complete"
+  fi
+  exec {lock}>&-
+}

