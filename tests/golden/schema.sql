@@ -229,63 +229,161 @@ BEGIN
 END
 $$;
 ALTER FUNCTION palisade.claim(id uuid, key text, "limit" integer, progress interval) OWNER TO palisade_owner;
-CREATE FUNCTION palisade.clean(older_than interval, batch integer DEFAULT 1000) RETURNS integer
+CREATE FUNCTION palisade.clean(what text, older_than interval, batch integer DEFAULT 1000, after text DEFAULT NULL::text, OUT removed integer, OUT place text) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
     SET lock_timeout TO '5s'
+    SET enable_seqscan TO 'off'
     AS $$
 #variable_conflict use_column
 DECLARE
-    v_before timestamptz := clock_timestamp() - clean.older_than;
-    v_count  integer;
-    v_total  integer := 0;
+    v_before timestamptz;
 BEGIN
-    IF clean.older_than IS NULL OR clean.older_than < interval '1 hour' OR clean.batch IS NULL OR clean.batch NOT BETWEEN 1 AND 100000 THEN
-        RAISE EXCEPTION 'palisade: older_than must be at least 1 hour (is %), batch between 1 and 100000 (is %)', clean.older_than, clean.batch
+    IF clean.older_than IS NULL OR clean.older_than NOT BETWEEN interval '1 hour' AND interval '3650 days'
+       OR clean.batch IS NULL OR clean.batch NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'palisade: older_than is %, and must be between 1 hour and 3650 days; batch is %, and must be between 1 and 10000',
+            clean.older_than, clean.batch USING ERRCODE = 'PS004';
+    END IF;
+    v_before := clock_timestamp() - clean.older_than;
+    IF clean.what IN ('ledger', 'history') THEN
+        SELECT c.removed, c.place INTO clean.removed, clean.place FROM palisade.clean_leases(clean.what, v_before, clean.batch, clean.after) AS c;
+    ELSIF clean.what = 'sessions' THEN
+        SELECT c.removed, c.place INTO clean.removed, clean.place
+            FROM palisade.clean_sessions(v_before, clean.batch, coalesce(clean.after, '00000000-0000-0000-0000-000000000000')::uuid) AS c;
+    ELSIF clean.what = 'requests' THEN
+        DELETE FROM palisade.request AS q WHERE q.ctid = ANY (ARRAY(
+            SELECT x.ctid FROM palisade.request AS x WHERE x.at < v_before ORDER BY x.at LIMIT clean.batch));
+        GET DIAGNOSTICS removed = ROW_COUNT;
+        place := CASE WHEN removed >= clean.batch THEN '' END;
+    ELSIF clean.what = 'refusals' THEN -- ids go up with time
+        WITH gone AS (
+            DELETE FROM palisade.refusal AS r WHERE r.ctid = ANY (ARRAY(
+                SELECT x.ctid FROM (
+                    SELECT h.ctid, h.at FROM palisade.refusal AS h
+                    WHERE h.id > coalesce(clean.after, '0')::bigint ORDER BY h.id LIMIT clean.batch) AS x
+                WHERE x.at < v_before))
+            RETURNING r.id)
+        SELECT count(*), CASE WHEN count(*) >= clean.batch THEN max(g.id)::text END INTO clean.removed, clean.place FROM gone AS g;
+    ELSIF clean.what = 'events' THEN -- only those that every reader of events() has been able to see
+        WITH gone AS (
+            DELETE FROM palisade.event AS e WHERE e.ctid = ANY (ARRAY(
+                SELECT x.ctid FROM (
+                    SELECT h.ctid, h.xid, h.at FROM palisade.event AS h
+                    WHERE h.id > coalesce(clean.after, '0')::bigint ORDER BY h.id LIMIT clean.batch) AS x
+                WHERE x.at < v_before AND x.xid < pg_snapshot_xmin(pg_current_snapshot())))
+            RETURNING e.id)
+        SELECT count(*), CASE WHEN count(*) >= clean.batch THEN max(g.id)::text END INTO clean.removed, clean.place FROM gone AS g;
+    ELSE
+        RAISE EXCEPTION 'palisade: what is %, and must be ledger, refusals, history, events, requests or sessions', quote_nullable(left(clean.what, 80))
             USING ERRCODE = 'PS004';
     END IF;
-    WITH old AS MATERIALIZED ( -- a lease that is locked now is cleaned another time: nothing waits for upkeep
-        SELECT o.resource, o.token, o.sequence FROM palisade.operation AS o JOIN palisade.lease AS l ON l.resource = o.resource
-        WHERE o.at < v_before AND o.token < l.token LIMIT clean.batch FOR NO KEY UPDATE OF l SKIP LOCKED
-    ), marked AS (
-        UPDATE palisade.lease AS l SET ledger_from = greatest(l.ledger_from, m.token + 1)
-        FROM (SELECT x.resource, max(x.token) AS token FROM old AS x GROUP BY x.resource) AS m WHERE l.resource = m.resource
-    )
-    DELETE FROM palisade.operation AS o USING old AS x WHERE o.resource = x.resource AND o.token = x.token AND o.sequence = x.sequence;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_count;
-    DELETE FROM palisade.refusal AS r WHERE r.id IN (SELECT x.id FROM palisade.refusal AS x WHERE x.at < v_before ORDER BY x.id LIMIT clean.batch);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    DELETE FROM palisade.request AS r WHERE r.id IN (SELECT x.id FROM palisade.request AS x WHERE x.at < v_before LIMIT clean.batch);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    DELETE FROM palisade.event AS v WHERE v.id IN (SELECT x.id FROM palisade.event AS x WHERE x.at < v_before ORDER BY x.id LIMIT clean.batch);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    DELETE FROM palisade.loss AS o WHERE o.ctid IN (SELECT x.ctid FROM palisade.loss AS x WHERE x.at < v_before LIMIT clean.batch);
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    v_total := v_total + v_count;
-    -- A session that holds nothing is forgotten; operation_status answers "forgotten" of its grants from then on.
-    WITH gone AS (
-        DELETE FROM palisade.session AS s WHERE s.id IN (
-            SELECT x.id FROM palisade.session AS x
-            WHERE x.expires_at < v_before AND NOT EXISTS (SELECT FROM palisade.lease AS l WHERE l.session = x.id) LIMIT clean.batch)
-        RETURNING s.id
-    )
-    DELETE FROM palisade.loss AS o USING gone AS g WHERE o.session = g.id;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    RETURN v_total + v_count;
 END
 $$;
-ALTER FUNCTION palisade.clean(older_than interval, batch integer) OWNER TO palisade_owner;
+ALTER FUNCTION palisade.clean(what text, older_than interval, batch integer, after text, OUT removed integer, OUT place text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.clean_leases(p_what text, p_before timestamp with time zone, p_batch integer, p_after text, OUT removed integer, OUT place text) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_walk  record;
+    v_lease record;
+    v_count integer;
+    v_upto  bigint;
+    v_seen  integer := 0;
+    v_done  text := coalesce(p_after, '');
+BEGIN
+    removed := 0;
+    FOR v_walk IN
+        SELECT l.resource, CASE p_what
+            WHEN 'ledger' THEN (SELECT o.at < p_before FROM palisade.operation AS o
+                WHERE o.resource = l.resource AND o.token < l.token ORDER BY o.token, o.sequence LIMIT 1)
+            ELSE (SELECT h.at < p_before AND NOT EXISTS (SELECT FROM palisade.operation AS o WHERE o.resource = h.resource AND o.token = h.token)
+                FROM palisade.grant_history AS h WHERE h.resource = l.resource AND h.token < l.token ORDER BY h.token LIMIT 1)
+            END AS due
+        FROM (SELECT x.resource, x.token FROM palisade.lease AS x WHERE x.resource > v_done ORDER BY x.resource LIMIT p_batch) AS l
+    LOOP
+        IF v_walk.due THEN
+            SELECT l.token INTO v_lease FROM palisade.lease AS l WHERE l.resource = v_walk.resource FOR NO KEY UPDATE SKIP LOCKED;
+            IF FOUND AND p_what = 'ledger' THEN
+                WITH gone AS (
+                    DELETE FROM palisade.operation AS o WHERE o.ctid = ANY (ARRAY(
+                        SELECT x.ctid FROM (
+                            SELECT h.ctid, h.at FROM palisade.operation AS h
+                            WHERE h.resource = v_walk.resource AND h.token < v_lease.token
+                            ORDER BY h.token, h.sequence LIMIT p_batch - removed) AS x
+                        WHERE x.at < p_before))
+                    RETURNING o.token
+                )
+                SELECT count(*), max(g.token) INTO v_count, v_upto FROM gone AS g;
+            ELSIF FOUND THEN
+                WITH head AS MATERIALIZED ( -- the key of a fence whose ledger is kept is proved by its grant
+                    SELECT h.ctid, h.token, h.at < p_before
+                           AND NOT EXISTS (SELECT FROM palisade.operation AS o WHERE o.resource = v_walk.resource AND o.token = h.token) AS old
+                    FROM palisade.grant_history AS h WHERE h.resource = v_walk.resource AND h.token < v_lease.token
+                    ORDER BY h.token LIMIT p_batch - removed
+                ), gone AS (
+                    DELETE FROM palisade.grant_history AS h WHERE h.ctid = ANY (ARRAY(
+                        SELECT x.ctid FROM head AS x
+                        WHERE x.token < coalesce((SELECT min(y.token) FROM head AS y WHERE NOT y.old), v_lease.token)))
+                    RETURNING h.token
+                )
+                SELECT count(*), max(g.token) INTO v_count, v_upto FROM gone AS g;
+            ELSE
+                v_count := 0;
+            END IF;
+            IF v_count > 0 THEN
+                UPDATE palisade.lease AS l SET ledger_from = v_upto + 1 WHERE l.resource = v_walk.resource AND l.ledger_from <= v_upto;
+                removed := removed + v_count;
+            END IF;
+            IF removed >= p_batch THEN
+                place := v_done; -- there may be more of this one
+                RETURN;
+            END IF;
+        END IF;
+        v_done := v_walk.resource;
+        v_seen := v_seen + 1;
+    END LOOP;
+    place := CASE WHEN v_seen >= p_batch THEN v_done END;
+END
+$$;
+ALTER FUNCTION palisade.clean_leases(p_what text, p_before timestamp with time zone, p_batch integer, p_after text, OUT removed integer, OUT place text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.clean_sessions(p_before timestamp with time zone, p_batch integer, p_after uuid, OUT removed integer, OUT place text) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    v_ids   uuid[];
+    v_count integer;
+BEGIN
+    v_ids := ARRAY(SELECT s.id FROM palisade.session AS s WHERE s.id > p_after ORDER BY s.id LIMIT p_batch);
+    UPDATE palisade.session AS s SET closed_at = clock_timestamp() WHERE s.ctid = ANY (ARRAY(
+        SELECT x.ctid FROM palisade.session AS x
+        WHERE x.id = ANY (v_ids) AND x.closed_at IS NULL AND x.expires_at < clock_timestamp() - interval '1 hour'
+          AND NOT EXISTS (SELECT FROM palisade.lease AS l WHERE l.session = x.id)
+        ORDER BY x.id FOR NO KEY UPDATE SKIP LOCKED));
+    DELETE FROM palisade.loss AS o WHERE o.ctid = ANY (ARRAY(
+        SELECT x.ctid FROM palisade.session AS s JOIN palisade.loss AS x ON x.session = s.id
+        WHERE s.id = ANY (v_ids) AND (x.at < p_before OR s.closed_at < p_before) LIMIT p_batch));
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    DELETE FROM palisade.session AS s WHERE s.ctid = ANY (ARRAY(
+        SELECT x.ctid FROM palisade.session AS x
+        WHERE x.id = ANY (v_ids) AND x.closed_at < p_before
+          AND NOT EXISTS (SELECT FROM palisade.lease AS l WHERE l.session = x.id)
+          AND NOT EXISTS (SELECT FROM palisade.loss AS o WHERE o.session = x.id)
+        ORDER BY x.id LIMIT p_batch - removed FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    removed := removed + v_count;
+    place := CASE WHEN removed >= p_batch THEN p_after::text WHEN cardinality(v_ids) >= p_batch THEN v_ids[p_batch]::text END;
+END
+$$;
+ALTER FUNCTION palisade.clean_sessions(p_before timestamp with time zone, p_batch integer, p_after uuid, OUT removed integer, OUT place text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.close_fence(p_resource text, p_token bigint, p_sequence bigint) RETURNS palisade.answer
     LANGUAGE plpgsql
     AS $$
 BEGIN
     PERFORM palisade.begin_call();
-    IF p_sequence IS NULL OR p_sequence < 1 THEN
-        RAISE EXCEPTION 'palisade: sequence is %, and must be at least 1', p_sequence USING ERRCODE = 'PS004';
+    IF p_sequence IS NULL OR p_sequence NOT BETWEEN 1 AND 9007199254740991 THEN
+        RAISE EXCEPTION 'palisade: sequence is %, and must be between 1 and 2^53 - 1', p_sequence USING ERRCODE = 'PS004';
     END IF;
     PERFORM FROM palisade.lease AS l WHERE l.resource = p_resource FOR NO KEY UPDATE;
     UPDATE palisade.lease AS l SET sequence = p_sequence
@@ -446,11 +544,13 @@ DECLARE
     l       palisade.lease;
     o       palisade.operation;
     s       record;
+    a       palisade.answer;
     v_epoch bigint;
 BEGIN
     PERFORM palisade.begin_call();
-    IF p_resource IS NULL OR p_token IS NULL OR p_token < 1 OR p_key IS NULL OR (p_args IS NOT NULL AND (p_sequence IS NULL OR p_sequence < 1)) THEN
-        RAISE EXCEPTION 'palisade: resource, token, sequence and key are needed, and token and sequence are at least 1 (resource %, token %, sequence %)',
+    IF p_resource IS NULL OR p_token IS NULL OR p_token < 1 OR p_key IS NULL
+       OR (p_args IS NOT NULL AND (p_sequence IS NULL OR p_sequence NOT BETWEEN 1 AND 9007199254740991)) THEN
+        RAISE EXCEPTION 'palisade: resource, token, sequence and key are needed, token is at least 1, sequence between 1 and 2^53 - 1 (resource %, token %, sequence %)',
             p_resource, p_token, p_sequence USING ERRCODE = 'PS004';
     END IF;
     SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = p_resource FOR NO KEY UPDATE;
@@ -463,14 +563,14 @@ BEGIN
         -- that was applied before a crash is not "rejected" after it.
         IF p_sequence IS NOT NULL THEN
             SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
-            IF o.resource IS NOT NULL AND palisade.key_fits(
-                    (SELECT h.session FROM palisade.grant_history AS h WHERE h.resource = p_resource AND h.token = p_token), p_key) THEN
+            a := CASE WHEN o.resource IS NOT NULL THEN palisade.may_ask(p_resource, p_token, p_key) END;
+            IF o.resource IS NOT NULL AND a.outcome IS NULL THEN
                 RETURN palisade.replay(o, p_kind, p_args, l.token);
             END IF;
         END IF;
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind,
             CASE WHEN v_epoch IS NULL THEN 'epoch_not_established' WHEN p_token > l.token THEN 'not_issued'
-                 WHEN p_token < l.ledger_from THEN 'forgotten' ELSE 'stale' END, l.token);
+                 WHEN p_token < l.ledger_from OR a.outcome = 'forgotten' THEN 'forgotten' ELSE 'stale' END, l.token);
     ELSIF p_token > l.token THEN
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token);
     END IF;
@@ -580,6 +680,23 @@ CREATE FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint
            (SELECT coalesce(max(age(a.backend_xmin)), 0) FROM pg_catalog.pg_stat_activity AS a)
 $$;
 ALTER FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.gate_is_closed(p_resource text, p_token bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN false; -- what is read next is as old as the transaction
+    ELSIF EXISTS (SELECT FROM palisade.epoch AS e WHERE p_token / 4294967296 < e.number)
+          OR EXISTS (SELECT FROM palisade.lease AS l JOIN palisade.session AS s ON s.id = l.session
+                     WHERE l.resource = p_resource AND l.token = p_token AND s.closed_at IS NOT NULL) THEN
+        RETURN NOT EXISTS (
+            SELECT FROM palisade.lease AS l JOIN pg_catalog.pg_locks AS k ON k.locktype = 'transactionid' AND k.transactionid = l.xmax
+            WHERE l.resource = p_resource AND k.granted AND k.pid <> pg_backend_pid());
+    END IF;
+    RETURN false;
+END
+$$;
+ALTER FUNCTION palisade.gate_is_closed(p_resource text, p_token bigint) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean) RETURNS TABLE(resource text, token bigint, takeover boolean, refused text)
     LANGUAGE plpgsql
     AS $$
@@ -810,17 +927,18 @@ CREATE FUNCTION palisade.may_ask(p_resource text, p_token bigint, p_key text) RE
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    v_session uuid;
-    v_current bigint;
+    h palisade.grant_history;
+    l palisade.lease;
 BEGIN
-    SELECT h.session INTO v_session FROM palisade.grant_history AS h WHERE h.resource = p_resource AND h.token = p_token;
-    SELECT l.token INTO v_current FROM palisade.lease AS l WHERE l.resource = p_resource;
-    IF palisade.key_fits(v_session, p_key) THEN
-        RETURN (NULL, NULL, v_current, NULL)::palisade.answer;
-    ELSIF v_session IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = v_session) THEN
-        RETURN ('forgotten', NULL, v_current, NULL)::palisade.answer;
+    SELECT x.* INTO h FROM palisade.grant_history AS x WHERE x.resource = p_resource AND x.token = p_token;
+    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = p_resource;
+    IF palisade.key_fits(h.session, p_key) THEN
+        RETURN (NULL, NULL, l.token, NULL)::palisade.answer;
+    ELSIF h.session IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = h.session)
+          OR h.resource IS NULL AND p_token < l.ledger_from THEN
+        RETURN ('forgotten', NULL, l.token, NULL)::palisade.answer;
     END IF;
-    RETURN ('rejected', 'wrong_key', v_current, NULL)::palisade.answer;
+    RETURN ('rejected', 'wrong_key', l.token, NULL)::palisade.answer;
 END
 $$;
 ALTER FUNCTION palisade.may_ask(p_resource text, p_token bigint, p_key text) OWNER TO palisade_owner;
@@ -834,7 +952,9 @@ CREATE FUNCTION palisade.move_guard(resource text, token bigint, sequence bigint
     SET lock_timeout TO '5s'
     AS $$
 DECLARE
-    v_args   bytea := palisade.args_hash(move_guard.resource, move_guard.to_resource, move_guard.model, move_guard.alias);
+    -- Both fences name this one write: either of them with another partner is another write.
+    v_args   bytea := palisade.args_hash(move_guard.resource, move_guard.token::text, move_guard.sequence::text,
+                          move_guard.to_resource, move_guard.to_token::text, move_guard.to_sequence::text, move_guard.model, move_guard.alias);
     v_result jsonb := jsonb_build_object('model', move_guard.model, 'alias', move_guard.alias, 'guard', move_guard.to_resource);
     v_reason text;
     a        palisade.answer;
@@ -850,6 +970,7 @@ BEGIN
     END IF;
     b := palisade.enter(move_guard.to_resource, move_guard.to_token, move_guard.to_sequence, move_guard.to_key, 'move_guard', v_args);
     IF b.outcome IS NOT NULL THEN
+        b.result := jsonb_build_object('resource', move_guard.to_resource); -- whose fence it was: the caller's own lease may be fine
         RETURN b;
     END IF;
     UPDATE palisade.alias AS x SET guard = move_guard.to_resource, token = move_guard.to_token, updated_at = clock_timestamp()
@@ -986,24 +1107,30 @@ END
 $$;
 ALTER FUNCTION palisade.operation_abandon(resource text, token bigint, sequence bigint) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) RETURNS palisade.answer
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
     SET lock_timeout TO '5s'
     AS $$
+#variable_conflict use_column
+DECLARE
+    v_closed boolean := palisade.gate_is_closed(operation_show.resource, operation_show.token);
+BEGIN
     -- One statement, one snapshot: lease and ledger belong together.
-    SELECT (CASE
+    RETURN (SELECT (CASE
                 WHEN o.outcome IS NOT NULL THEN o.outcome
                 WHEN l.token IS NULL OR operation_show.token > l.token THEN 'never'
                 WHEN operation_show.token < l.ledger_from THEN 'forgotten'
                 -- Without a session the token was raised by a release or a revocation: nobody holds it.
                 WHEN operation_show.token < l.token OR operation_show.sequence <= l.sequence OR l.session IS NULL THEN 'never'
+                WHEN v_closed OR operation_show.sequence > 9007199254740991 THEN 'never'
                 ELSE 'pending'
             END,
             o.reason, l.token, o.result)::palisade.answer
     FROM (SELECT 1) AS one
     LEFT JOIN palisade.lease AS l ON l.resource = operation_show.resource
     LEFT JOIN palisade.operation AS o
-        ON o.resource = operation_show.resource AND o.token = operation_show.token AND o.sequence = operation_show.sequence
+        ON o.resource = operation_show.resource AND o.token = operation_show.token AND o.sequence = operation_show.sequence);
+END
 $$;
 ALTER FUNCTION palisade.operation_show(resource text, token bigint, sequence bigint) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) RETURNS palisade.answer
@@ -1586,6 +1713,17 @@ BEGIN
 END
 $$;
 ALTER FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.sizes() RETURNS TABLE(name text, bytes bigint)
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+    SELECT c.relname::text, pg_total_relation_size(c.oid) FROM pg_catalog.pg_class AS c
+    WHERE c.relnamespace = 'palisade'::regnamespace AND c.relkind = 'r'
+      AND c.relname IN ('operation', 'refusal', 'grant_history', 'event', 'request', 'session', 'lease')
+    ORDER BY c.relname
+$$;
+ALTER FUNCTION palisade.sizes() OWNER TO palisade_owner;
 CREATE FUNCTION palisade.unprotect(target regclass) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1957,6 +2095,7 @@ CREATE INDEX event_xid ON palisade.event USING btree (xid, id);
 CREATE INDEX lease_session ON palisade.lease USING btree (session) WHERE (session IS NOT NULL);
 CREATE INDEX queue_due ON palisade.queue USING btree (due_at);
 CREATE INDEX refusal_resource ON palisade.refusal USING btree (resource, token, sequence);
+CREATE INDEX request_at ON palisade.request USING btree (at);
 ALTER TABLE ONLY palisade.model_version
     ADD CONSTRAINT model_version_model_fkey FOREIGN KEY (model) REFERENCES palisade.registered_model(name);
 GRANT USAGE ON SCHEMA palisade TO palisade_worker;
@@ -1982,8 +2121,10 @@ REVOKE ALL ON FUNCTION palisade.check_span(p_name text, p_span interval) FROM PU
 REVOKE ALL ON FUNCTION palisade.check_tags(p_tags jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.claim(id uuid, key text, "limit" integer, progress interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.claim(id uuid, key text, "limit" integer, progress interval) TO palisade_worker;
-REVOKE ALL ON FUNCTION palisade.clean(older_than interval, batch integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION palisade.clean(older_than interval, batch integer) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.clean(what text, older_than interval, batch integer, after text, OUT removed integer, OUT place text) FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.clean(what text, older_than interval, batch integer, after text, OUT removed integer, OUT place text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.clean_leases(p_what text, p_before timestamp with time zone, p_batch integer, p_after text, OUT removed integer, OUT place text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.clean_sessions(p_before timestamp with time zone, p_batch integer, p_after uuid, OUT removed integer, OUT place text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.close_fence(p_resource text, p_token bigint, p_sequence bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.close_session(id uuid, key text) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.close_session(id uuid, key text) TO palisade_worker;
@@ -2010,6 +2151,7 @@ REVOKE ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms
 GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) TO palisade_worker;
 GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) TO palisade_controller;
 GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.gate_is_closed(p_resource text, p_token bigint) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.guard() FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.guard() TO palisade_worker;
@@ -2087,6 +2229,9 @@ REVOKE ALL ON FUNCTION palisade.revoke(resource text, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.revoke(resource text, reason text) TO palisade_controller;
 REVOKE ALL ON FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) TO palisade_worker;
+REVOKE ALL ON FUNCTION palisade.sizes() FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.sizes() TO palisade_controller;
+GRANT ALL ON FUNCTION palisade.sizes() TO palisade_reader;
 REVOKE ALL ON FUNCTION palisade.unprotect(target regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.unprotect(target regclass) TO palisade_worker;
 GRANT ALL ON FUNCTION palisade.unprotect(target regclass) TO palisade_reader;

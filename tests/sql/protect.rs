@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::support::postgres::{Conn, Db, Failure, Lease, Running, quote};
+use crate::support::postgres::{Conn, Db, Failure, Lease, Running, Server, quote};
 
 const CHURN: &str = "features/churn";
 const FRAUD: &str = "features/fraud";
@@ -626,4 +626,41 @@ async fn a_storm_of_takeovers_and_writes_to_a_protected_table_has_no_deadlock_an
     }
     assert!(landed > 20 && stale > 5, "it was a storm: {landed} landed, {stale} were stale");
     assert_eq!(w.admin.number("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").await, 0);
+}
+
+/// A limit, as docs/protect-a-table.md states it: the apply worker fires no triggers for statements.
+#[tokio::test]
+async fn of_logical_replication_the_rows_are_not_checked_and_the_first_copy_and_truncate_are_refused() {
+    let server = Server::start();
+    Conn::open(&server.url).await.run("ALTER SYSTEM SET wal_level = logical").await;
+    server.stop();
+    server.start_again();
+    let mut here = Conn::open(&server.migrated("here").await).await;
+    here.run("CREATE DATABASE there").await;
+    let mut there = Conn::open(&server.url_of("postgres", "there")).await;
+    let table = "CREATE TABLE plain (set_name text PRIMARY KEY)";
+    there.run(&format!("{table}; INSERT INTO plain VALUES ('a'); CREATE PUBLICATION p FOR TABLE plain")).await;
+    here.run(&format!("{table}; SELECT palisade.protect('plain', 'set_name')")).await;
+
+    for (name, copy) in [("copying", true), ("following", false)] {
+        there.run(&format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')")).await;
+        let from = format!("host=127.0.0.1 port={} dbname=there user=postgres", server.port());
+        let options = format!("create_slot = false, copy_data = {copy}");
+        here.run(&format!("CREATE SUBSCRIPTION {name} CONNECTION '{from}' PUBLICATION p WITH ({options})")).await;
+        let errors = |kind: &str| {
+            format!("SELECT {kind}_error_count > 0 FROM pg_stat_subscription_stats WHERE subname = '{name}'")
+        };
+        if copy {
+            here.wait_until(&errors("sync")).await;
+            here.run(&format!("ALTER SUBSCRIPTION {name} DISABLE; ALTER SUBSCRIPTION {name} SET (slot_name = NONE)"))
+                .await;
+            here.run(&format!("DROP SUBSCRIPTION {name}")).await;
+        } else {
+            there.run("INSERT INTO plain VALUES ('b')").await;
+            here.wait_until("SELECT string_agg(set_name, '') = 'b' FROM plain").await;
+            there.run("TRUNCATE plain").await;
+            here.wait_until(&errors("apply")).await;
+        }
+    }
+    assert_eq!(here.text("SELECT string_agg(set_name, '') FROM plain").await, "b");
 }

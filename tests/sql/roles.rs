@@ -73,7 +73,17 @@ const CALLS: [(&str, &[&str]); 4] = [
     ("registry_login", &["put_alias", "register_model", "register_version", "version_show"]),
     (
         "reader_login",
-        &["epoch_status", "events", "figures", "operation_show", "plan_show", "protect", "sizes", "unprotect", "version_show"],
+        &[
+            "epoch_status",
+            "events",
+            "figures",
+            "operation_show",
+            "plan_show",
+            "protect",
+            "sizes",
+            "unprotect",
+            "version_show",
+        ],
     ),
 ];
 
