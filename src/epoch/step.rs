@@ -159,95 +159,62 @@ mod tests {
         EpochObject { number, incarnation: incarnation.into(), taken_over: true }
     }
 
+    const BEFORE: &str = "77/1/50/60"; // the same server, before its restart
+    const EARLIER: &str = "77/0/1/1"; // before this one was promoted
+    const LATER: &str = "77/2/100/200"; // a standby of this one, promoted
+    const OTHER: &str = "99/1/1/1"; // another server
+
+    fn not_taken(number: i64, incarnation: &str) -> EpochObject {
+        EpochObject { taken_over: false, ..object(number, incarnation) }
+    }
+
+    fn ask(stored: i64, allocated: i64) -> Step {
+        Step::Ask { stored, allocated }
+    }
+
+    fn allocate(above: i64) -> Step {
+        Step::Allocate { above }
+    }
+
     #[test]
     fn what_comes_next_follows_from_database_and_object() {
-        let before = "77/1/50/60"; // the same server, before its restart
-        let other = "99/1/1/1"; // another server
-        let earlier_timeline = "77/0/1/1"; // before this one was promoted
-        let later_timeline = "77/2/100/200"; // a standby of this one
-        let not_taken = |number, incarnation: &str| EpochObject { taken_over: false, ..object(number, incarnation) };
         for (what, status, object, step) in [
             ("both agree", status(Some(3), true), Some(object(3, RUNNING)), Step::Fine { number: 3 }),
-            ("a fresh database, a fresh cluster", status(None, false), None, Step::Allocate { above: 0 }),
-            (
-                "a fresh database beside another one's object",
-                status(None, false),
-                Some(object(9, other)),
-                Step::Ask { stored: 0, allocated: 9 },
-            ),
-            (
-                "a fresh database of the same server",
-                status(None, false),
-                Some(object(9, before)),
-                Step::Ask { stored: 0, allocated: 9 },
-            ),
-            ("restarted", status(Some(3), false), Some(object(3, before)), Step::Allocate { above: 3 }),
-            (
-                "upgraded: another server's identifier, the same data",
-                status(Some(3), false),
-                Some(object(3, other)),
-                Step::Allocate { above: 3 },
-            ),
-            (
-                "allocated, not established",
-                status(Some(3), false),
-                Some(not_taken(4, RUNNING)),
-                Step::Establish { number: 4 },
-            ),
             ("established, not marked", status(Some(4), true), Some(not_taken(4, RUNNING)), Step::Fine { number: 4 }),
+            ("not established", status(Some(3), false), Some(not_taken(4, RUNNING)), Step::Establish { number: 4 }),
+            ("a fresh database, a fresh cluster", status(None, false), None, allocate(0)),
+            ("restarted", status(Some(3), false), Some(object(3, BEFORE)), allocate(3)),
             (
-                "restored in a running server",
+                "upgraded: another identifier, the same data",
                 status(Some(3), false),
-                Some(object(4, RUNNING)),
-                Step::Ask { stored: 3, allocated: 4 },
+                Some(object(3, OTHER)),
+                allocate(3),
             ),
+            ("promoted with a lag", status(Some(2), false), Some(object(3, EARLIER)), allocate(3)),
             ("the object is gone", status(Some(3), true), None, Step::Raise { number: 3 }),
-            (
-                "the object is gone, and the server was restarted",
-                status(Some(3), false),
-                None,
-                Step::Allocate { above: 3 },
-            ),
-            ("the object lags", status(Some(3), true), Some(object(2, before)), Step::Raise { number: 3 }),
-            (
-                "promoted with a lag",
-                status(Some(2), false),
-                Some(object(3, earlier_timeline)),
-                Step::Allocate { above: 3 },
-            ),
-            ("restored", status(Some(2), false), Some(object(3, before)), Step::Ask { stored: 2, allocated: 3 }),
-            (
-                "an older dump in another server",
-                status(Some(2), false),
-                Some(object(3, other)),
-                Step::Ask { stored: 2, allocated: 3 },
-            ),
-            (
-                "isolated, and another one was promoted",
-                status(Some(2), true),
-                Some(object(3, later_timeline)),
-                Step::Ask { stored: 2, allocated: 3 },
-            ),
-            (
-                "promoted beside one that was given the number",
-                status(Some(2), false),
-                Some(not_taken(3, before)),
-                Step::Yield { number: 3 },
-            ),
-            (
-                "one number for two databases",
-                status(Some(5), true),
-                Some(object(5, other)),
-                Step::Allocate { above: 5 },
-            ),
-            (
-                "the object was put back by hand",
-                status(Some(5), false),
-                Some(object(3, RUNNING)),
-                Step::Allocate { above: 5 },
-            ),
+            ("the object is gone, the server restarted", status(Some(3), false), None, allocate(3)),
+            ("the object lags", status(Some(3), true), Some(object(2, BEFORE)), Step::Raise { number: 3 }),
+            ("the object was put back by hand", status(Some(5), false), Some(object(3, RUNNING)), allocate(5)),
         ] {
             assert_eq!(next_step(&status, object.as_ref(), false), step, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_database_that_lacks_the_epoch_does_not_get_it_by_itself() {
+        for (what, status, object, step) in [
+            ("fresh, beside another server's", status(None, false), object(9, OTHER), ask(0, 9)),
+            ("fresh, in the same server", status(None, false), object(9, BEFORE), ask(0, 9)),
+            ("restored", status(Some(2), false), object(3, BEFORE), ask(2, 3)),
+            ("restored in a running server", status(Some(3), false), object(4, RUNNING), ask(3, 4)),
+            ("an older dump in another server", status(Some(2), false), object(3, OTHER), ask(2, 3)),
+            ("isolated, and another one was promoted", status(Some(2), true), object(3, LATER), ask(2, 3)),
+            ("isolated, and another server was adopted", status(Some(2), true), object(3, OTHER), ask(2, 3)),
+            ("one that was just given it", status(Some(2), false), not_taken(3, BEFORE), Step::Yield { number: 3 }),
+            // The same number for two: whoever asks gets one of its own, and then the other one lacks it.
+            ("one number for two", status(Some(5), true), object(5, OTHER), allocate(5)),
+        ] {
+            assert_eq!(next_step(&status, Some(&object), false), step, "{what}");
         }
     }
 
