@@ -158,6 +158,11 @@ pub enum Write {
     },
 }
 
+/// The four arguments that are a fence.
+fn fence(statement: Statement, resource: &str, token: Token, sequence: i64, key: &SecretString) -> Statement {
+    statement.bind(resource.to_owned()).bind(token.0).bind(sequence).bind(key.expose_secret().to_owned())
+}
+
 impl Write {
     /// The SQL function's name.
     #[must_use]
@@ -177,13 +182,7 @@ impl Write {
     }
 
     fn statement(&self, address: &Address<'_>, sequence: i64) -> Statement {
-        let gate = |sql: &'static str| {
-            sqlx::query(sql)
-                .bind(address.resource.to_owned())
-                .bind(address.token.0)
-                .bind(sequence)
-                .bind(address.key.expose_secret().to_owned())
-        };
+        let gate = |sql: &'static str| fence(sqlx::query(sql), address.resource, address.token, sequence, address.key);
         match self.clone() {
             Self::SetAlias { model, alias, version } => {
                 gate("SELECT * FROM palisade.set_alias($1, $2, $3, $4, $5, $6, $7)")
@@ -192,13 +191,8 @@ impl Write {
                     .bind(version)
             }
             Self::MoveGuard { to, model, alias } => {
-                gate("SELECT * FROM palisade.move_guard($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")
-                    .bind(to.resource)
-                    .bind(to.token.0)
-                    .bind(to.sequence)
-                    .bind(to.key.expose_secret().to_owned())
-                    .bind(model)
-                    .bind(alias)
+                let own = gate("SELECT * FROM palisade.move_guard($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)");
+                fence(own, &to.resource, to.token, to.sequence, &to.key).bind(model).bind(alias)
             }
             Self::RecordStep { uid, rollout, step, state } => {
                 gate("SELECT * FROM palisade.record_step($1, $2, $3, $4, $5, $6, $7, $8)")

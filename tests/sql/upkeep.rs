@@ -338,9 +338,9 @@ async fn a_batch_of_a_years_rows_reads_no_more_than_a_batch() {
         conn.run("BEGIN").await;
         let (removed, _) = batch(&mut conn, kind, "1 day", 100, None).await;
         let read = conn
-            .number(&format!(
-                "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables WHERE schemaname = 'palisade'"
-            ))
+            .number(
+                "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables WHERE schemaname = 'palisade'",
+            )
             .await;
         conn.run("ROLLBACK").await;
         assert_eq!(removed, 100, "{kind}");
