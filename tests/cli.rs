@@ -273,6 +273,42 @@ async fn an_abandoned_fence_is_closed_for_good() {
         .says("alias=champion");
 }
 
+#[tokio::test]
+async fn operation_show_says_what_each_word_means_and_what_comes_next() {
+    let db = Db::new().await;
+    let (mut conn, old, new) = story(&db).await;
+    let url = db.url();
+    conn.call(&format!("set_alias({}, 'churn', 'champion', 99)", new.fence(9))).await.is("rejected: no_such_version");
+    let told = [
+        (old.token, 1, "applied", "sent again, it only gets its first answer"),
+        (old.token, 2, "never", "under a new fence"),
+        (new.token, 9, "rejected", "no_such_version"),
+        (new.token, 10, "pending", "operation abandon"),
+    ];
+    for (token, sequence, word, next) in told {
+        let args = ["operation", "show", "shop/churn", &format!("{token}/{sequence}")];
+        palisade(&url, &args).await.is(0).says(word).says("next: ").says(next);
+    }
+    conn.run("UPDATE palisade.operation SET at = at - interval '2 days'; SELECT palisade.clean('ledger', '1 day')")
+        .await;
+    let args = ["operation", "show", "shop/churn", &format!("{}/1", old.token)];
+    palisade(&url, &args).await.is(0).says("forgotten").says("palisade history deployment/shop/churn");
+}
+
+#[tokio::test]
+async fn a_retention_that_cannot_be_meant_is_a_usage_error() {
+    for (args, said) in [
+        (&["--keep-ledger", "59m"][..], "from 1h to 3650d"),
+        (&["--keep-events", "4000d"], "from 1h to 3650d"),
+        (&["--keep-refusals", "-1d"], "unexpected argument"),
+        (&["--keep-refusals", "5x"], "in days, such as"),
+        (&["--keep-history", "1d"], "must not be shorter than --keep-ledger"),
+    ] {
+        let args = [&["controller"], args].concat();
+        palisade("postgres://nobody@127.0.0.1:1/nowhere", &args).await.is(2).says(said);
+    }
+}
+
 // ---------------------------------------------------------------- exit codes and errors
 
 #[tokio::test]

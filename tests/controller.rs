@@ -20,3 +20,5 @@ mod plans;
 mod stage;
 #[path = "controller/stale.rs"]
 mod stale;
+#[path = "controller/upkeep.rs"]
+mod upkeep;

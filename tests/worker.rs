@@ -8,6 +8,8 @@
 
 mod support;
 
+#[path = "worker/growth.rs"]
+mod growth;
 #[path = "worker/life.rs"]
 mod life;
 #[path = "worker/pauses.rs"]

@@ -54,7 +54,6 @@ pub struct Args {
 
 /// How long old rows are kept: whole numbers with units (d, h, m, s), from 1h to 3650d.
 #[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "What is old is removed")]
 struct Keep {
     /// Keep what became of writes for this long: until then a fence, or a request, that is sent again gets its first
     /// answer. What the newest token of a resource wrote is always kept
@@ -78,9 +77,10 @@ impl Keep {
     fn retention(&self) -> Result<Retention, Error> {
         let Self { keep_ledger: ledger, keep_refusals: refusals, keep_history: history, keep_events: events } = *self;
         if history < ledger {
-            let message =
-                format!("--keep-history is {history:?}, and must not be shorter than --keep-ledger, {ledger:?}");
-            return Err(Error::usage(message));
+            let [history, ledger] = [history, ledger].map(|span| Span::from_secs(span.as_secs()));
+            return Err(Error::usage(format!(
+                "--keep-history is {history}, and must not be shorter than --keep-ledger, {ledger}: a grant proves whose a fence was"
+            )));
         }
         Ok(Retention { ledger, refusals, history, events })
     }

@@ -170,6 +170,10 @@ async fn rule(context: &Arc<Context>, lease: Lease, stop: &CancellationToken) ->
         () = upkeep::end_blockers(context) => {}
         () = upkeep::clean(context) => {}
         () = figures(context) => {}
+        // The ledger of a current token is kept whole: under a new one, the former can be removed in time.
+        () = tokio::time::sleep(context.settings.retention.ledger) => {
+            tracing::info!(fence = %tenure.lease.token(), "the lease is given back and taken anew, so that its ledger does not grow for ever");
+        }
     }
     // Waits for every look: they end by themselves, for the tenure is over.
     *context.role.write().await = Role::Starting;

@@ -98,6 +98,10 @@ impl Stage {
     }
 
     pub async fn replica_at(&self, name: &str, url: &str) -> Replica {
+        self.replica_with(name, url, Retention::default()).await
+    }
+
+    pub async fn replica_with(&self, name: &str, url: &str, retention: Retention) -> Replica {
         let config = StoreConfig { timeout: Duration::from_secs(1), ..StoreConfig::new(url, name) };
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
@@ -107,7 +111,7 @@ impl Stage {
                 system_namespace: self.namespace.clone(),
                 watch_namespace: Some(self.namespace.clone()),
                 ttl: TTL,
-                retention: Retention::default(),
+                retention,
             },
             store: Store::new(&config).expect("a store"),
             client: self.cluster.client_as(ACCOUNT, &["system:serviceaccounts", "system:authenticated"]).await,
