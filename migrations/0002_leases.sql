@@ -13,17 +13,24 @@ LANGUAGE sql IMMUTABLE AS $$
         (extract(epoch FROM checkpointer_start) * 1000000)::bigint, database)
 $$;
 
--- Which incarnation of the database this is. The timeline comes from the WAL position: pg_control_checkpoint() still
--- reads the old one after a promotion. The checkpointer restarts with every crash of a backend.
+CREATE FUNCTION palisade.timeline() RETURNS integer
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    -- From the WAL position: pg_control_checkpoint() still reads the old one after a promotion.
+    RETURN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+END
+$$;
+
+-- Which incarnation of the database this is. The checkpointer restarts with every crash of a backend.
 CREATE FUNCTION palisade.incarnation(
     OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamptz,
-    OUT checkpointer_start timestamptz, OUT checkpointer_pid integer, OUT database oid, OUT name text)
+    OUT checkpointer_start timestamptz, OUT database oid, OUT name text)
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     SELECT c.system_identifier INTO incarnation.system_id FROM pg_catalog.pg_control_system() AS c;
-    timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+    timeline := palisade.timeline();
     postmaster_start := pg_postmaster_start_time();
-    SELECT a.backend_start, a.pid INTO incarnation.checkpointer_start, incarnation.checkpointer_pid
+    SELECT a.backend_start INTO incarnation.checkpointer_start
         FROM pg_catalog.pg_stat_get_activity(NULL) AS a WHERE a.backend_type = 'checkpointer';
     IF checkpointer_start IS NULL THEN
         RAISE EXCEPTION 'palisade: the start of the checkpointer cannot be read'
@@ -34,24 +41,18 @@ BEGIN
 END
 $$;
 
--- The epoch's number, or null where it was not established for this incarnation. Every call pays for it: no file is
--- read here (the start of the postmaster stands for the system's identifier).
+-- The epoch's number; no row where it was not established for this incarnation. Every call pays for it, so it is one row
+-- and three comparisons. pg_stat_get_activity() would tell of a crash as well, at ten times the price.
+CREATE VIEW palisade.running_epoch AS
+    SELECT e.number FROM palisade.established AS e
+    WHERE e.postmaster_start = pg_postmaster_start_time()
+      AND e.place = pg_relation_filepath('palisade.established')
+      AND e.timeline = palisade.timeline();
+
 CREATE FUNCTION palisade.current_epoch() RETURNS bigint
 LANGUAGE plpgsql VOLATILE AS $$ -- not SQL: such a function is planned anew in each statement, which costs more than it does
-DECLARE
-    e palisade.epoch;
 BEGIN
-    SELECT * INTO e FROM palisade.epoch;
-    IF e.number IS NULL THEN
-        RETURN NULL; -- there is none yet, and pg_stat_get_activity(NULL) is everybody's
-    END IF;
-    IF e.postmaster_start = pg_postmaster_start_time()
-       AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
-       AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
-       AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a) THEN
-        RETURN e.number;
-    END IF;
-    RETURN NULL;
+    RETURN (SELECT e.number FROM palisade.running_epoch AS e);
 END
 $$;
 
@@ -115,11 +116,13 @@ BEGIN
     IF establish_epoch.number <= greatest(e.number, (SELECT max(l.token) / 4294967296 FROM palisade.lease AS l)) THEN
         RETURN ('rejected', 'epoch_not_newer', NULL, jsonb_build_object('number', e.number))::palisade.answer;
     END IF;
-    INSERT INTO palisade.epoch AS x (number, system_id, database, timeline, postmaster_start, checkpointer_start, checkpointer_pid, established_at)
-        VALUES (establish_epoch.number, i.system_id, i.database, i.timeline, i.postmaster_start, i.checkpointer_start, i.checkpointer_pid, clock_timestamp())
+    INSERT INTO palisade.epoch AS x (number, system_id, database, timeline, postmaster_start, checkpointer_start, established_at)
+        VALUES (establish_epoch.number, i.system_id, i.database, i.timeline, i.postmaster_start, i.checkpointer_start, clock_timestamp())
     ON CONFLICT (singleton) DO UPDATE SET number = excluded.number, system_id = excluded.system_id, database = excluded.database, timeline = excluded.timeline,
-        postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start,
-        checkpointer_pid = excluded.checkpointer_pid, established_at = excluded.established_at;
+        postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start, established_at = excluded.established_at;
+    DELETE FROM palisade.established AS x;
+    INSERT INTO palisade.established (number, place, timeline, postmaster_start)
+        VALUES (establish_epoch.number, pg_relation_filepath('palisade.established'), i.timeline, i.postmaster_start);
     -- By id: the lock order. Their leases are granted anew, under tokens of the new epoch.
     PERFORM FROM palisade.session AS s WHERE s.closed_at IS NULL ORDER BY s.id FOR NO KEY UPDATE;
     UPDATE palisade.session AS s SET closed_at = clock_timestamp() WHERE s.closed_at IS NULL;
@@ -142,9 +145,7 @@ BEGIN
     IF withdraw_epoch.incarnation IS DISTINCT FROM i.name THEN
         RETURN ('rejected', 'incarnation_changed', NULL, jsonb_build_object('incarnation', i.name))::palisade.answer;
     END IF;
-    -- No process has this PID: the row names an incarnation that cannot run.
-    UPDATE palisade.epoch AS e SET checkpointer_pid = 0, checkpointer_start = to_timestamp(0)
-        WHERE e.number = withdraw_epoch.number AND e.checkpointer_pid <> 0;
+    DELETE FROM palisade.established AS e WHERE e.number = withdraw_epoch.number; -- palisade.epoch remembers the number
     IF NOT FOUND THEN
         RETURN ('replayed', NULL, NULL, NULL)::palisade.answer;
     END IF;
@@ -157,7 +158,11 @@ $$;
 -- ---------------------------------------------------------------- sessions
 
 CREATE FUNCTION palisade.key_hash(key text) RETURNS bytea
-LANGUAGE sql IMMUTABLE AS $$ SELECT sha256(convert_to(key, 'UTF8')) $$;
+LANGUAGE plpgsql IMMUTABLE AS $$ -- not SQL: convert_to() is stable, so it would not be inlined but parsed in each call
+BEGIN
+    RETURN sha256(convert_to(key, 'UTF8'));
+END
+$$;
 
 CREATE FUNCTION palisade.milliseconds(span interval) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$ SELECT (extract(epoch FROM span) * 1000)::bigint $$;
@@ -498,24 +503,27 @@ CREATE FUNCTION palisade.enter(p_resource text, p_token bigint, p_sequence bigin
 RETURNS palisade.answer
 LANGUAGE plpgsql AS $$
 DECLARE
-    l       palisade.lease;
-    o       palisade.operation;
-    s       record;
-    a       palisade.answer;
-    v_epoch bigint;
+    l record;
+    s record;
+    o palisade.operation;
+    a palisade.answer;
 BEGIN
-    PERFORM palisade.begin_call();
+    IF current_setting('transaction_isolation') <> 'read committed' OR current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM palisade.begin_call(); -- it raises, or sets it right
+    END IF;
     IF p_resource IS NULL OR p_token IS NULL OR p_token < 1 OR p_key IS NULL
        OR (p_args IS NOT NULL AND (p_sequence IS NULL OR p_sequence NOT BETWEEN 1 AND 9007199254740991)) THEN
         RAISE EXCEPTION 'palisade: resource, token, sequence and key are needed, token is at least 1, sequence between 1 and 2^53 - 1 (resource %, token %, sequence %)',
             p_resource, p_token, p_sequence USING ERRCODE = 'PS004';
     END IF;
-    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = p_resource FOR NO KEY UPDATE;
-    IF l.resource IS NULL THEN
+    SELECT x.token, x.sequence, x.session, x.ledger_from INTO l FROM palisade.lease AS x WHERE x.resource = p_resource FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'no_lease', NULL);
     END IF;
-    v_epoch := palisade.current_epoch();
-    IF p_token < l.token OR v_epoch IS NULL OR p_token / 4294967296 <> v_epoch THEN
+    -- Behind the gate, in a statement that begins after the wait for it: what closed a session or an epoch is seen.
+    SELECT e.number AS epoch, x.key_hash, x.closed_at INTO s
+        FROM (SELECT) AS one LEFT JOIN palisade.running_epoch AS e ON true LEFT JOIN palisade.session AS x ON x.id = l.session;
+    IF p_token < l.token OR s.epoch IS NULL OR p_token / 4294967296 <> s.epoch THEN
         -- Too old to change anything, or nobody may just now; but what it did change, it is told. First of all: a write
         -- that was applied before a crash is not "rejected" after it.
         IF p_sequence IS NOT NULL THEN
@@ -526,18 +534,13 @@ BEGIN
             END IF;
         END IF;
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind,
-            CASE WHEN v_epoch IS NULL THEN 'epoch_not_established' WHEN p_token > l.token THEN 'not_issued'
+            CASE WHEN s.epoch IS NULL THEN 'epoch_not_established' WHEN p_token > l.token THEN 'not_issued'
                  WHEN p_token < l.ledger_from OR a.outcome = 'forgotten' THEN 'forgotten' ELSE 'stale' END, l.token);
-    ELSIF p_token > l.token THEN
+    ELSIF p_token > l.token OR l.session IS NULL THEN -- the latter: raised by a release
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token);
-    END IF;
-    SELECT x.key_hash, x.closed_at INTO s FROM palisade.session AS x WHERE x.id = l.session;
-    IF l.session IS NULL THEN
-        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token); -- raised by a release
     ELSIF s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) THEN
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'wrong_key', l.token);
-    END IF;
-    IF p_sequence <= l.sequence THEN
+    ELSIF p_sequence <= l.sequence THEN
         SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
         IF o.resource IS NOT NULL THEN
             RETURN palisade.replay(o, p_kind, p_args, l.token);
@@ -562,7 +565,7 @@ BEGIN
 END
 $$;
 
--- Every fenced function ends here, after its write: ledger, then the sequence.
+-- Every fenced function ends here, after its write: ledger and sequence, by one statement.
 CREATE FUNCTION palisade.leave(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_args bytea, p_reason text, p_result jsonb)
 RETURNS palisade.answer
 LANGUAGE plpgsql AS $$
@@ -572,15 +575,21 @@ BEGIN
     IF p_reason IS NOT NULL THEN
         PERFORM palisade.refuse(p_resource, p_token, p_sequence, p_kind, p_reason, p_token);
     END IF;
-    INSERT INTO palisade.operation (resource, token, sequence, kind, args_hash, outcome, reason, result, at)
-        VALUES (p_resource, p_token, p_sequence, p_kind, p_args, v_outcome, p_reason, p_result, clock_timestamp());
+    WITH noted AS (
+        INSERT INTO palisade.operation (resource, token, sequence, kind, args_hash, outcome, reason, result, at)
+        VALUES (p_resource, p_token, p_sequence, p_kind, p_args, v_outcome, p_reason, p_result, clock_timestamp())
+    )
     UPDATE palisade.lease AS l SET sequence = p_sequence WHERE l.resource = p_resource AND l.token = p_token;
     RETURN (v_outcome, p_reason, p_token, p_result)::palisade.answer;
 END
 $$;
 
 CREATE FUNCTION palisade.args_hash(VARIADIC p_args text[]) RETURNS bytea
-LANGUAGE sql IMMUTABLE AS $$ SELECT sha256(convert_to(p_args::text, 'UTF8')) $$;
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN sha256(convert_to(p_args::text, 'UTF8'));
+END
+$$;
 
 CREATE FUNCTION palisade.report_progress(resource text, token bigint, key text, progress interval DEFAULT NULL) RETURNS palisade.answer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$

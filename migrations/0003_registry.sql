@@ -132,7 +132,6 @@ DECLARE
     v_reason text;
     a        palisade.answer;
 BEGIN
-    PERFORM palisade.check_name('alias', put_alias.alias);
     a := palisade.begin_request(put_alias.request, 'put_alias', v_args);
     IF a.outcome IS NOT NULL THEN
         RETURN a;
@@ -147,8 +146,29 @@ $$;
 CREATE FUNCTION palisade.write_alias(p_model text, p_alias text, p_version bigint, p_guard text, p_token bigint, p_sequence bigint) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
-    x palisade.alias;
+    x      palisade.alias;
+    v_done boolean;
 BEGIN
+    -- By one statement, as a rule: the alias is already this lease's, and gets another version. Its former one may be read
+    -- without a lock, because only the holder of the gate changes it.
+    WITH changed AS (
+        UPDATE palisade.alias AS a SET version = p_version, token = p_token, updated_at = clock_timestamp()
+        FROM palisade.alias AS former
+        WHERE a.model = p_model AND a.alias = p_alias AND a.guard = p_guard AND p_token >= a.token
+          AND former.model = p_model AND former.alias = p_alias AND former.version <> p_version
+          AND EXISTS (SELECT FROM palisade.model_version AS v WHERE v.model = p_model AND v.version = p_version)
+        RETURNING former.version
+    ), told AS (
+        INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
+        SELECT p_guard, 'alias', p_token, p_sequence, palisade.alias_json(p_model, p_alias, p_version, c.version, p_guard), clock_timestamp()
+        FROM changed AS c
+    )
+    SELECT true INTO v_done FROM changed;
+    IF v_done THEN
+        RETURN NULL;
+    END IF;
+
+    PERFORM palisade.check_name('alias', p_alias);
     IF NOT EXISTS (SELECT FROM palisade.registered_model AS m WHERE m.name = p_model) THEN
         RETURN 'no_such_model';
     ELSIF p_version IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.model_version AS v WHERE v.model = p_model AND v.version = p_version) THEN
@@ -170,9 +190,15 @@ BEGIN
     END IF;
     INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
         VALUES (coalesce(p_guard, 'model/' || p_model), 'alias', p_token, p_sequence,
-            jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', x.version, 'guard', coalesce(p_guard, x.guard)),
-            clock_timestamp());
+            palisade.alias_json(p_model, p_alias, p_version, x.version, coalesce(p_guard, x.guard)), clock_timestamp());
     RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION palisade.alias_json(p_model text, p_alias text, p_version bigint, p_former bigint, p_guard text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', p_former, 'guard', p_guard);
 END
 $$;
 
@@ -185,7 +211,6 @@ DECLARE
     v_reason text;
     a        palisade.answer;
 BEGIN
-    PERFORM palisade.check_name('alias', set_alias.alias);
     a := palisade.enter(set_alias.resource, set_alias.token, set_alias.sequence, set_alias.key, 'set_alias', v_args);
     IF a.outcome IS NOT NULL THEN
         RETURN a;

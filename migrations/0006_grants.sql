@@ -44,7 +44,7 @@ TO palisade_reader;
 GRANT EXECUTE ON FUNCTION palisade.protect, palisade.unprotect, palisade.guard TO palisade_worker, palisade_reader;
 
 -- Readers see everything but the keys' hashes.
-GRANT SELECT ON palisade.epoch, palisade.lease, palisade.progress, palisade.loss, palisade.grant_history, palisade.operation,
+GRANT SELECT ON palisade.epoch, palisade.established, palisade.lease, palisade.progress, palisade.loss, palisade.grant_history, palisade.operation,
     palisade.refusal, palisade.registered_model, palisade.model_version, palisade.alias, palisade.plan, palisade.deployment,
     palisade.queue, palisade.event, palisade.protected
 TO palisade_reader;

@@ -4,6 +4,8 @@ SET LOCAL ROLE palisade_owner;
 COMMENT ON TYPE palisade.answer IS 'What a function that changes something answers: outcome (applied, replayed, rejected), reason of a rejection, the newest token of the resource, result';
 
 COMMENT ON TABLE palisade.epoch IS 'One row: which incarnation of the database hands out tokens, and under which number';
+COMMENT ON TABLE palisade.established IS 'The same number where every call looks. Unlogged: a crash, a promotion and a restore empty it, and then nothing is granted or written';
+COMMENT ON VIEW palisade.running_epoch IS 'The number of the epoch that was established for the running incarnation; no row: none was';
 COMMENT ON TABLE palisade.session IS 'A worker process that is alive: one heartbeat for all its leases';
 COMMENT ON TABLE palisade.lease IS 'The gate: the newest token of each resource and who holds it. Never deleted';
 COMMENT ON TABLE palisade.progress IS 'Until when the owner of a lease must report progress';

@@ -55,7 +55,7 @@ async fn after_a_restart_nothing_is_granted_or_written_until_the_next_epoch_is_e
     let (server, url) = server().await;
     let (conn, lease) = open_and_furnish(&url).await;
     conn.close().await;
-    server.stop();
+    server.shut_down(); // in good order: a recovery would tell of itself
     server.start_again();
     is_a_new_incarnation(&url, &lease, 2).await;
 }
@@ -65,6 +65,7 @@ async fn after_a_backends_crash_nothing_is_granted_or_written_until_the_next_epo
     let (_server, url) = server().await;
     let (mut conn, lease) = open_and_furnish(&url).await;
     let started = conn.text("SELECT pg_postmaster_start_time()").await;
+    let incarnation = conn.text("SELECT incarnation FROM palisade.epoch_status()").await;
     kill(conn.pid().await);
     // The postmaster restarts all others, and lets us in again when recovery is done.
     let mut conn = loop {
@@ -76,7 +77,7 @@ async fn after_a_backends_crash_nothing_is_granted_or_written_until_the_next_epo
     };
     // It may still have been the old incarnation that let us in.
     while conn.try_run("SELECT palisade.epoch_status()").await.is_err()
-        || conn.text("SELECT established FROM palisade.epoch_status()").await == "true"
+        || conn.text("SELECT incarnation FROM palisade.epoch_status()").await == incarnation
     {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         use sqlx::Connection;

@@ -64,6 +64,19 @@ impl Server {
         stop(&self.dir);
     }
 
+    /// An orderly end: everything is on disk, nothing has to be recovered.
+    pub fn shut_down(&self) {
+        let postmaster = self.postmaster();
+        let pid = rustix::process::Pid::from_raw(postmaster).expect("a PID");
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("kill");
+        let began = Instant::now();
+        while self.dir.join("data/postmaster.pid").exists() {
+            assert!(began.elapsed() < PATIENCE, "{} does not end", self.url);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        stop(&self.dir);
+    }
+
     /// SIGKILL to the postmaster: what it had not written is lost. Returns when the port is closed to newcomers and
     /// the orphaned backends are gone.
     pub fn crash(&self) {
@@ -139,6 +152,13 @@ impl Server {
                      EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
                 ))
                 .await;
+        }
+        if let Ok(text) = std::env::var(BREAK) {
+            let mut conn = Conn::open(&url).await;
+            // Not a panic: that is what the caller takes for a test that noticed.
+            if tokio::spawn(async move { conn.break_rule(&text).await }).await.is_err() {
+                std::process::exit(UNBREAKABLE);
+            }
         }
         url
     }
@@ -261,14 +281,7 @@ async fn shared() -> &'static Shared {
                 Err(_) => tokio::task::spawn_blocking(Server::start).await.expect("a server"),
             };
             let template = format!("template_{}", std::process::id());
-            let url = server.migrated(&template).await;
-            if let Ok(text) = std::env::var(BREAK) {
-                let mut conn = Conn::open(&url).await;
-                // Not a panic: that is what the caller takes for a test that noticed.
-                if tokio::spawn(async move { conn.break_rule(&text).await }).await.is_err() {
-                    std::process::exit(UNBREAKABLE);
-                }
-            }
+            server.migrated(&template).await;
             Shared { server, template }
         })
         .await
@@ -598,7 +611,7 @@ impl Conn {
         let tables = self
             .list(
                 "SELECT relname::text FROM pg_class WHERE relnamespace = 'palisade'::regnamespace AND relkind = 'r'
-                   AND relname NOT IN ('epoch', 'migration') ORDER BY relname <> 'model_version'",
+                   AND relname NOT IN ('epoch', 'established', 'migration') ORDER BY relname <> 'model_version'",
             )
             .await;
         let sql: String = tables.iter().map(|table| format!("DELETE FROM palisade.{table};")).collect();
