@@ -159,15 +159,17 @@ BEGIN
                 WHERE x.at < v_before))
             RETURNING r.id)
         SELECT count(*), CASE WHEN count(*) >= clean.batch THEN max(g.id)::text END INTO clean.removed, clean.place FROM gone AS g;
-    ELSIF clean.what = 'events' THEN -- only those that every reader of events() has been able to see
+    ELSIF clean.what = 'events' THEN -- only those that every reader of events() has been able to see, in its order
         WITH gone AS (
             DELETE FROM palisade.event AS e WHERE e.ctid = ANY (ARRAY(
                 SELECT x.ctid FROM (
                     SELECT h.ctid, h.xid, h.at FROM palisade.event AS h
-                    WHERE h.id > coalesce(clean.after, '0')::bigint ORDER BY h.id LIMIT clean.batch) AS x
+                    WHERE (h.xid, h.id) > (split_part(coalesce(clean.after, '0/0'), '/', 1)::xid8, split_part(coalesce(clean.after, '0/0'), '/', 2)::bigint)
+                    ORDER BY h.xid, h.id LIMIT clean.batch) AS x
                 WHERE x.at < v_before AND x.xid < pg_snapshot_xmin(pg_current_snapshot())))
-            RETURNING e.id)
-        SELECT count(*), CASE WHEN count(*) >= clean.batch THEN max(g.id)::text END INTO clean.removed, clean.place FROM gone AS g;
+            RETURNING e.xid, e.id)
+        SELECT count(*), (CASE WHEN count(*) >= clean.batch THEN (SELECT g.xid || '/' || g.id FROM gone AS g ORDER BY g.xid DESC, g.id DESC LIMIT 1) END)
+            INTO clean.removed, clean.place FROM gone AS g;
     ELSE
         RAISE EXCEPTION 'palisade: what is %, and must be ledger, refusals, history, events, requests or sessions', quote_nullable(left(clean.what, 80))
             USING ERRCODE = 'PS004';
