@@ -1795,9 +1795,7 @@ BEGIN
     IF withdraw_epoch.incarnation IS DISTINCT FROM i.name THEN
         RETURN ('rejected', 'incarnation_changed', NULL, jsonb_build_object('incarnation', i.name))::palisade.answer;
     END IF;
-    -- No process has this PID: the row names an incarnation that cannot run.
-    UPDATE palisade.epoch AS e SET checkpointer_pid = 0, checkpointer_start = to_timestamp(0)
-        WHERE e.number = withdraw_epoch.number AND e.checkpointer_pid <> 0;
+    DELETE FROM palisade.established AS e WHERE e.number = withdraw_epoch.number; -- palisade.epoch remembers the number
     IF NOT FOUND THEN
         RETURN ('replayed', NULL, NULL, NULL)::palisade.answer;
     END IF;
