@@ -61,9 +61,21 @@ BEGIN
 END
 $$;
 ALTER FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.alias_json(p_model text, p_alias text, p_version bigint, p_former bigint, p_guard text) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+BEGIN
+    RETURN jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', p_former, 'guard', p_guard);
+END
+$$;
+ALTER FUNCTION palisade.alias_json(p_model text, p_alias text, p_version bigint, p_former bigint, p_guard text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.args_hash(VARIADIC p_args text[]) RETURNS bytea
-    LANGUAGE sql IMMUTABLE
-    AS $$ SELECT sha256(convert_to(p_args::text, 'UTF8')) $$;
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+BEGIN
+    RETURN sha256(convert_to(p_args::text, 'UTF8'));
+END
+$$;
 ALTER FUNCTION palisade.args_hash(VARIADIC p_args text[]) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.begin_call() RETURNS void
     LANGUAGE plpgsql
@@ -264,15 +276,17 @@ BEGIN
                 WHERE x.at < v_before))
             RETURNING r.id)
         SELECT count(*), CASE WHEN count(*) >= clean.batch THEN max(g.id)::text END INTO clean.removed, clean.place FROM gone AS g;
-    ELSIF clean.what = 'events' THEN -- only those that every reader of events() has been able to see
+    ELSIF clean.what = 'events' THEN -- only those that every reader of events() has been able to see, in its order
         WITH gone AS (
             DELETE FROM palisade.event AS e WHERE e.ctid = ANY (ARRAY(
                 SELECT x.ctid FROM (
                     SELECT h.ctid, h.xid, h.at FROM palisade.event AS h
-                    WHERE h.id > coalesce(clean.after, '0')::bigint ORDER BY h.id LIMIT clean.batch) AS x
+                    WHERE (h.xid, h.id) > (split_part(coalesce(clean.after, '0/0'), '/', 1)::xid8, split_part(coalesce(clean.after, '0/0'), '/', 2)::bigint)
+                    ORDER BY h.xid, h.id LIMIT clean.batch) AS x
                 WHERE x.at < v_before AND x.xid < pg_snapshot_xmin(pg_current_snapshot())))
-            RETURNING e.id)
-        SELECT count(*), CASE WHEN count(*) >= clean.batch THEN max(g.id)::text END INTO clean.removed, clean.place FROM gone AS g;
+            RETURNING e.xid, e.id)
+        SELECT count(*), (CASE WHEN count(*) >= clean.batch THEN (SELECT g.xid || '/' || g.id FROM gone AS g ORDER BY g.xid DESC, g.id DESC LIMIT 1) END)
+            INTO clean.removed, clean.place FROM gone AS g;
     ELSE
         RAISE EXCEPTION 'palisade: what is %, and must be ledger, refusals, history, events, requests or sessions', quote_nullable(left(clean.what, 80))
             USING ERRCODE = 'PS004';
@@ -423,20 +437,8 @@ ALTER FUNCTION palisade.close_session(id uuid, key text) OWNER TO palisade_owner
 CREATE FUNCTION palisade.current_epoch() RETURNS bigint
     LANGUAGE plpgsql
     AS $$ -- not SQL: such a function is planned anew in each statement, which costs more than it does
-DECLARE
-    e palisade.epoch;
 BEGIN
-    SELECT * INTO e FROM palisade.epoch;
-    IF e.number IS NULL THEN
-        RETURN NULL; -- there is none yet, and pg_stat_get_activity(NULL) is everybody's
-    END IF;
-    IF e.postmaster_start = pg_postmaster_start_time()
-       AND e.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
-       AND e.timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
-       AND e.checkpointer_start = (SELECT a.backend_start FROM pg_catalog.pg_stat_get_activity(e.checkpointer_pid) AS a) THEN
-        RETURN e.number;
-    END IF;
-    RETURN NULL;
+    RETURN (SELECT e.number FROM palisade.running_epoch AS e);
 END
 $$;
 ALTER FUNCTION palisade.current_epoch() OWNER TO palisade_owner;
@@ -541,24 +543,27 @@ CREATE FUNCTION palisade.enter(p_resource text, p_token bigint, p_sequence bigin
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    l       palisade.lease;
-    o       palisade.operation;
-    s       record;
-    a       palisade.answer;
-    v_epoch bigint;
+    l record;
+    s record;
+    o palisade.operation;
+    a palisade.answer;
 BEGIN
-    PERFORM palisade.begin_call();
+    IF current_setting('transaction_isolation') <> 'read committed' OR current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM palisade.begin_call(); -- it raises, or sets it right
+    END IF;
     IF p_resource IS NULL OR p_token IS NULL OR p_token < 1 OR p_key IS NULL
        OR (p_args IS NOT NULL AND (p_sequence IS NULL OR p_sequence NOT BETWEEN 1 AND 9007199254740991)) THEN
         RAISE EXCEPTION 'palisade: resource, token, sequence and key are needed, token is at least 1, sequence between 1 and 2^53 - 1 (resource %, token %, sequence %)',
             p_resource, p_token, p_sequence USING ERRCODE = 'PS004';
     END IF;
-    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = p_resource FOR NO KEY UPDATE;
-    IF l.resource IS NULL THEN
+    SELECT x.token, x.sequence, x.session, x.ledger_from INTO l FROM palisade.lease AS x WHERE x.resource = p_resource FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'no_lease', NULL);
     END IF;
-    v_epoch := palisade.current_epoch();
-    IF p_token < l.token OR v_epoch IS NULL OR p_token / 4294967296 <> v_epoch THEN
+    -- Behind the gate, in a statement that begins after the wait for it: what closed a session or an epoch is seen.
+    SELECT e.number AS epoch, x.key_hash, x.closed_at INTO s
+        FROM (SELECT) AS one LEFT JOIN palisade.running_epoch AS e ON true LEFT JOIN palisade.session AS x ON x.id = l.session;
+    IF p_token < l.token OR s.epoch IS NULL OR p_token / 4294967296 <> s.epoch THEN
         -- Too old to change anything, or nobody may just now; but what it did change, it is told. First of all: a write
         -- that was applied before a crash is not "rejected" after it.
         IF p_sequence IS NOT NULL THEN
@@ -569,18 +574,13 @@ BEGIN
             END IF;
         END IF;
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind,
-            CASE WHEN v_epoch IS NULL THEN 'epoch_not_established' WHEN p_token > l.token THEN 'not_issued'
+            CASE WHEN s.epoch IS NULL THEN 'epoch_not_established' WHEN p_token > l.token THEN 'not_issued'
                  WHEN p_token < l.ledger_from OR a.outcome = 'forgotten' THEN 'forgotten' ELSE 'stale' END, l.token);
-    ELSIF p_token > l.token THEN
+    ELSIF p_token > l.token OR l.session IS NULL THEN -- the latter: raised by a release
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token);
-    END IF;
-    SELECT x.key_hash, x.closed_at INTO s FROM palisade.session AS x WHERE x.id = l.session;
-    IF l.session IS NULL THEN
-        RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'not_issued', l.token); -- raised by a release
     ELSIF s.key_hash IS DISTINCT FROM palisade.key_hash(p_key) THEN
         RETURN palisade.refuse(p_resource, p_token, p_sequence, p_kind, 'wrong_key', l.token);
-    END IF;
-    IF p_sequence <= l.sequence THEN
+    ELSIF p_sequence <= l.sequence THEN
         SELECT x.* INTO o FROM palisade.operation AS x WHERE x.resource = p_resource AND x.token = p_token AND x.sequence = p_sequence;
         IF o.resource IS NOT NULL THEN
             RETURN palisade.replay(o, p_kind, p_args, l.token);
@@ -642,11 +642,13 @@ BEGIN
     IF establish_epoch.number <= greatest(e.number, (SELECT max(l.token) / 4294967296 FROM palisade.lease AS l)) THEN
         RETURN ('rejected', 'epoch_not_newer', NULL, jsonb_build_object('number', e.number))::palisade.answer;
     END IF;
-    INSERT INTO palisade.epoch AS x (number, system_id, database, timeline, postmaster_start, checkpointer_start, checkpointer_pid, established_at)
-        VALUES (establish_epoch.number, i.system_id, i.database, i.timeline, i.postmaster_start, i.checkpointer_start, i.checkpointer_pid, clock_timestamp())
+    INSERT INTO palisade.epoch AS x (number, system_id, database, timeline, postmaster_start, checkpointer_start, established_at)
+        VALUES (establish_epoch.number, i.system_id, i.database, i.timeline, i.postmaster_start, i.checkpointer_start, clock_timestamp())
     ON CONFLICT (singleton) DO UPDATE SET number = excluded.number, system_id = excluded.system_id, database = excluded.database, timeline = excluded.timeline,
-        postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start,
-        checkpointer_pid = excluded.checkpointer_pid, established_at = excluded.established_at;
+        postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start, established_at = excluded.established_at;
+    DELETE FROM palisade.established AS x;
+    INSERT INTO palisade.established (number, place, timeline, postmaster_start)
+        VALUES (establish_epoch.number, pg_relation_filepath('palisade.established'), i.timeline, i.postmaster_start);
     -- By id: the lock order. Their leases are granted anew, under tokens of the new epoch.
     PERFORM FROM palisade.session AS s WHERE s.closed_at IS NULL ORDER BY s.id FOR NO KEY UPDATE;
     UPDATE palisade.session AS s SET closed_at = clock_timestamp() WHERE s.closed_at IS NULL;
@@ -870,14 +872,14 @@ BEGIN
 END
 $$;
 ALTER FUNCTION palisade.held(id uuid, key text) OWNER TO palisade_owner;
-CREATE FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT database oid, OUT name text) RETURNS record
+CREATE FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT database oid, OUT name text) RETURNS record
     LANGUAGE plpgsql
     AS $$
 BEGIN
     SELECT c.system_identifier INTO incarnation.system_id FROM pg_catalog.pg_control_system() AS c;
-    timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+    timeline := palisade.timeline();
     postmaster_start := pg_postmaster_start_time();
-    SELECT a.backend_start, a.pid INTO incarnation.checkpointer_start, incarnation.checkpointer_pid
+    SELECT a.backend_start INTO incarnation.checkpointer_start
         FROM pg_catalog.pg_stat_get_activity(NULL) AS a WHERE a.backend_type = 'checkpointer';
     IF checkpointer_start IS NULL THEN
         RAISE EXCEPTION 'palisade: the start of the checkpointer cannot be read'
@@ -887,7 +889,7 @@ BEGIN
     name := palisade.incarnation_name(system_id, timeline, postmaster_start, checkpointer_start, database);
 END
 $$;
-ALTER FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT database oid, OUT name text) OWNER TO palisade_owner;
+ALTER FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT database oid, OUT name text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.incarnation_name(system_id bigint, timeline integer, postmaster_start timestamp with time zone, checkpointer_start timestamp with time zone, database oid) RETURNS text
     LANGUAGE sql IMMUTABLE
     AS $$
@@ -904,8 +906,12 @@ END
 $$;
 ALTER FUNCTION palisade.key_fits(p_session uuid, p_key text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.key_hash(key text) RETURNS bytea
-    LANGUAGE sql IMMUTABLE
-    AS $$ SELECT sha256(convert_to(key, 'UTF8')) $$;
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$ -- not SQL: convert_to() is stable, so it would not be inlined but parsed in each call
+BEGIN
+    RETURN sha256(convert_to(key, 'UTF8'));
+END
+$$;
 ALTER FUNCTION palisade.key_hash(key text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.leave(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_args bytea, p_reason text, p_result jsonb) RETURNS palisade.answer
     LANGUAGE plpgsql
@@ -916,8 +922,10 @@ BEGIN
     IF p_reason IS NOT NULL THEN
         PERFORM palisade.refuse(p_resource, p_token, p_sequence, p_kind, p_reason, p_token);
     END IF;
-    INSERT INTO palisade.operation (resource, token, sequence, kind, args_hash, outcome, reason, result, at)
-        VALUES (p_resource, p_token, p_sequence, p_kind, p_args, v_outcome, p_reason, p_result, clock_timestamp());
+    WITH noted AS (
+        INSERT INTO palisade.operation (resource, token, sequence, kind, args_hash, outcome, reason, result, at)
+        VALUES (p_resource, p_token, p_sequence, p_kind, p_args, v_outcome, p_reason, p_result, clock_timestamp())
+    )
     UPDATE palisade.lease AS l SET sequence = p_sequence WHERE l.resource = p_resource AND l.token = p_token;
     RETURN (v_outcome, p_reason, p_token, p_result)::palisade.answer;
 END
@@ -1258,7 +1266,6 @@ DECLARE
     v_reason text;
     a        palisade.answer;
 BEGIN
-    PERFORM palisade.check_name('alias', put_alias.alias);
     a := palisade.begin_request(put_alias.request, 'put_alias', v_args);
     IF a.outcome IS NOT NULL THEN
         RETURN a;
@@ -1702,7 +1709,6 @@ DECLARE
     v_reason text;
     a        palisade.answer;
 BEGIN
-    PERFORM palisade.check_name('alias', set_alias.alias);
     a := palisade.enter(set_alias.resource, set_alias.token, set_alias.sequence, set_alias.key, 'set_alias', v_args);
     IF a.outcome IS NOT NULL THEN
         RETURN a;
@@ -1724,6 +1730,15 @@ CREATE FUNCTION palisade.sizes() RETURNS TABLE(name text, bytes bigint)
     ORDER BY c.relname
 $$;
 ALTER FUNCTION palisade.sizes() OWNER TO palisade_owner;
+CREATE FUNCTION palisade.timeline() RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    -- From the WAL position: pg_control_checkpoint() still reads the old one after a promotion.
+    RETURN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+END
+$$;
+ALTER FUNCTION palisade.timeline() OWNER TO palisade_owner;
 CREATE FUNCTION palisade.unprotect(target regclass) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1809,8 +1824,28 @@ CREATE FUNCTION palisade.write_alias(p_model text, p_alias text, p_version bigin
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    x palisade.alias;
+    x      palisade.alias;
+    v_done boolean;
 BEGIN
+    -- By one statement, as a rule: the alias is already this lease's, and gets another version. Its former one may be read
+    -- without a lock, because only the holder of the gate changes it.
+    WITH changed AS (
+        UPDATE palisade.alias AS a SET version = p_version, token = p_token, updated_at = clock_timestamp()
+        FROM palisade.alias AS former
+        WHERE a.model = p_model AND a.alias = p_alias AND a.guard = p_guard AND p_token >= a.token
+          AND former.model = p_model AND former.alias = p_alias AND former.version <> p_version
+          AND EXISTS (SELECT FROM palisade.model_version AS v WHERE v.model = p_model AND v.version = p_version)
+        RETURNING former.version
+    ), told AS (
+        INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
+        SELECT p_guard, 'alias', p_token, p_sequence, palisade.alias_json(p_model, p_alias, p_version, c.version, p_guard), clock_timestamp()
+        FROM changed AS c
+    )
+    SELECT true INTO v_done FROM changed;
+    IF v_done THEN
+        RETURN NULL;
+    END IF;
+    PERFORM palisade.check_name('alias', p_alias);
     IF NOT EXISTS (SELECT FROM palisade.registered_model AS m WHERE m.name = p_model) THEN
         RETURN 'no_such_model';
     ELSIF p_version IS NOT NULL AND NOT EXISTS (SELECT FROM palisade.model_version AS v WHERE v.model = p_model AND v.version = p_version) THEN
@@ -1832,8 +1867,7 @@ BEGIN
     END IF;
     INSERT INTO palisade.event (resource, kind, token, sequence, data, at)
         VALUES (coalesce(p_guard, 'model/' || p_model), 'alias', p_token, p_sequence,
-            jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', x.version, 'guard', coalesce(p_guard, x.guard)),
-            clock_timestamp());
+            palisade.alias_json(p_model, p_alias, p_version, x.version, coalesce(p_guard, x.guard)), clock_timestamp());
     RETURN NULL;
 END
 $$;
@@ -1879,9 +1913,9 @@ CREATE TABLE palisade.alias (
     version bigint,
     guard text,
     token bigint DEFAULT 0 NOT NULL,
-    updated_at timestamp with time zone NOT NULL,
-    CONSTRAINT alias_alias_check CHECK ((alias ~ '^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$'::text))
-);
+    updated_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='70');
 ALTER TABLE palisade.alias OWNER TO palisade_owner;
 CREATE TABLE palisade.epoch (
     singleton boolean DEFAULT true NOT NULL,
@@ -1891,12 +1925,20 @@ CREATE TABLE palisade.epoch (
     timeline integer NOT NULL,
     postmaster_start timestamp with time zone NOT NULL,
     checkpointer_start timestamp with time zone NOT NULL,
-    checkpointer_pid integer NOT NULL,
     established_at timestamp with time zone NOT NULL,
     CONSTRAINT epoch_number_check CHECK (((number > 0) AND (number < 2097152))),
     CONSTRAINT epoch_singleton_check CHECK (singleton)
 );
 ALTER TABLE palisade.epoch OWNER TO palisade_owner;
+CREATE UNLOGGED TABLE palisade.established (
+    singleton boolean DEFAULT true NOT NULL,
+    number bigint NOT NULL,
+    place text NOT NULL,
+    timeline integer NOT NULL,
+    postmaster_start timestamp with time zone NOT NULL,
+    CONSTRAINT established_singleton_check CHECK (singleton)
+);
+ALTER TABLE palisade.established OWNER TO palisade_owner;
 CREATE TABLE palisade.event (
     id bigint NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
@@ -2045,6 +2087,11 @@ CREATE TABLE palisade.request (
     at timestamp with time zone NOT NULL
 );
 ALTER TABLE palisade.request OWNER TO palisade_owner;
+CREATE VIEW palisade.running_epoch AS
+ SELECT e.number
+   FROM palisade.established e
+  WHERE ((e.postmaster_start = pg_postmaster_start_time()) AND (e.place = pg_relation_filepath('palisade.established'::regclass)) AND (e.timeline = palisade.timeline()));
+ALTER TABLE palisade.running_epoch OWNER TO palisade_owner;
 CREATE TABLE palisade.session (
     id uuid NOT NULL,
     key_hash bytea NOT NULL,
@@ -2062,8 +2109,10 @@ ALTER TABLE ONLY palisade.deployment
     ADD CONSTRAINT deployment_pkey PRIMARY KEY (resource);
 ALTER TABLE ONLY palisade.epoch
     ADD CONSTRAINT epoch_pkey PRIMARY KEY (singleton);
+ALTER TABLE ONLY palisade.established
+    ADD CONSTRAINT established_pkey PRIMARY KEY (singleton);
 ALTER TABLE ONLY palisade.event
-    ADD CONSTRAINT event_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT event_pkey PRIMARY KEY (xid, id);
 ALTER TABLE ONLY palisade.grant_history
     ADD CONSTRAINT grant_history_pkey PRIMARY KEY (resource, token);
 ALTER TABLE ONLY palisade.lease
@@ -2089,7 +2138,6 @@ ALTER TABLE ONLY palisade.request
 ALTER TABLE ONLY palisade.session
     ADD CONSTRAINT session_pkey PRIMARY KEY (id);
 CREATE INDEX alias_guard ON palisade.alias USING btree (guard) WHERE (guard IS NOT NULL);
-CREATE INDEX event_xid ON palisade.event USING btree (xid, id);
 CREATE INDEX lease_session ON palisade.lease USING btree (session) WHERE (session IS NOT NULL);
 CREATE INDEX queue_due ON palisade.queue USING btree (due_at);
 CREATE INDEX refusal_resource ON palisade.refusal USING btree (resource, token, sequence);
@@ -2106,6 +2154,7 @@ GRANT ALL ON FUNCTION palisade.abandon(resource text, token bigint, sequence big
 REVOKE ALL ON FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) TO palisade_worker;
 GRANT ALL ON FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.alias_json(p_model text, p_alias text, p_version bigint, p_former bigint, p_guard text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.args_hash(VARIADIC p_args text[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.begin_call() FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.begin_request(p_request uuid, p_kind text, p_args bytea) FROM PUBLIC;
@@ -2160,7 +2209,7 @@ GRANT ALL ON FUNCTION palisade.heartbeat(id uuid, key text) TO palisade_controll
 REVOKE ALL ON FUNCTION palisade.held(id uuid, key text) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.held(id uuid, key text) TO palisade_worker;
 GRANT ALL ON FUNCTION palisade.held(id uuid, key text) TO palisade_controller;
-REVOKE ALL ON FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT checkpointer_pid integer, OUT database oid, OUT name text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamp with time zone, OUT checkpointer_start timestamp with time zone, OUT database oid, OUT name text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.incarnation_name(system_id bigint, timeline integer, postmaster_start timestamp with time zone, checkpointer_start timestamp with time zone, database oid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.key_fits(p_session uuid, p_key text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.key_hash(key text) FROM PUBLIC;
@@ -2230,6 +2279,7 @@ GRANT ALL ON FUNCTION palisade.set_alias(resource text, token bigint, sequence b
 REVOKE ALL ON FUNCTION palisade.sizes() FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.sizes() TO palisade_controller;
 GRANT ALL ON FUNCTION palisade.sizes() TO palisade_reader;
+REVOKE ALL ON FUNCTION palisade.timeline() FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.unprotect(target regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.unprotect(target regclass) TO palisade_worker;
 GRANT ALL ON FUNCTION palisade.unprotect(target regclass) TO palisade_reader;
@@ -2248,6 +2298,7 @@ REVOKE ALL ON FUNCTION palisade.write_step(p_resource text, p_token bigint, p_ui
 GRANT SELECT ON TABLE palisade.alias TO palisade_reader;
 GRANT SELECT ON TABLE palisade.alias TO palisade_registry;
 GRANT SELECT ON TABLE palisade.epoch TO palisade_reader;
+GRANT SELECT ON TABLE palisade.established TO palisade_reader;
 GRANT SELECT ON TABLE palisade.event TO palisade_reader;
 GRANT SELECT ON TABLE palisade.grant_history TO palisade_reader;
 GRANT SELECT ON TABLE palisade.lease TO palisade_reader;
