@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
@@ -15,7 +14,7 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
 
-use crate::history::{History, follow};
+use crate::history::{History, Statuses, follow};
 use crate::support::cluster::{Cluster, api, from_json, wait_for, wait_until};
 use crate::support::postgres::{Conn, Server, quote};
 use crate::support::world::{Worker, digest};
@@ -31,7 +30,7 @@ pub struct Ground {
     pub history: History,
     kubeconfig: PathBuf,
     logs: tempfile::TempDir,
-    statuses: Arc<Mutex<Vec<(i64, i64)>>>,
+    statuses: Statuses,
     follower: tokio::task::JoinHandle<()>,
     _room: SemaphorePermit<'static>,
 }

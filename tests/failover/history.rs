@@ -109,8 +109,11 @@ pub async fn is_closed(url: &str) {
     conn.close().await;
 }
 
+/// Revision and fencing token of each status that was seen.
+pub type Statuses = Arc<Mutex<Vec<(i64, i64)>>>;
+
 /// Follows the statuses of a namespace from the beginning: revision and fencing token never go back.
-pub fn follow(crs: Api<ModelDeployment>) -> (tokio::task::JoinHandle<()>, Arc<Mutex<Vec<(i64, i64)>>>) {
+pub fn follow(crs: Api<ModelDeployment>) -> (tokio::task::JoinHandle<()>, Statuses) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&seen);
     let task = tokio::spawn(async move {
