@@ -162,6 +162,9 @@ async fn a_worker_keeps_its_lease_through_work_that_is_longer_than_its_ttl() {
         assert_eq!(code, 0, "{worker:?}: {said}");
         assert_eq!(world.admin.number(ALIAS).await, version, "{worker:?}");
     }
+    // Not only because nobody came to take it.
+    let beaten = "SELECT bool_and(expires_at > opened_at + interval '6 seconds') FROM palisade.session";
+    assert_eq!(world.admin.text(beaten).await, "true");
     let kinds = "SELECT string_agg(kind, ' ' ORDER BY token) FROM palisade.grant_history";
     assert_eq!(world.admin.text(kinds).await, "grant release grant release");
 }

@@ -8,7 +8,8 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::postgres::{BREAK, UNBREAKABLE, shared_server};
+use super::protect::has_icu;
+use crate::support::postgres::{BREAK, Conn, UNBREAKABLE, shared_server};
 
 /// Test (below `sql::`), and how its rule is broken: `function ==> from ==> to` or `sql ==> statement`.
 const BREAKS: &[(&str, &str)] = &[
@@ -436,7 +437,11 @@ async fn each_rule_when_it_is_broken_is_noticed_by_its_test() {
     let server = shared_server().await.url.clone();
     let slots = Arc::new(tokio::sync::Semaphore::new(3));
     let mut tasks = Vec::new();
+    let icu = has_icu(&mut Conn::open(&server).await).await;
     for (test, rule) in BREAKS {
+        if !icu && test.contains("collation") {
+            continue; // nothing can be noticed where there are no such collations
+        }
         let (server, slots) = (server.clone(), slots.clone());
         tasks.push(tokio::spawn(async move {
             let _slot = slots.acquire_owned().await.expect("open");
