@@ -306,21 +306,19 @@ BEGIN
 END
 $$;
 
--- Grants those of the named leases that are free. The caller has locked their rows, and nothing else.
--- Order: sessions are locked by id, only then is the clock read, only then is it decided who is dead.
-CREATE FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean)
+-- Grants those of the named leases that are free. The caller has locked their rows, and nothing else, and found whose they
+-- were: p_owners, null where nobody's. Order: sessions are locked by id, only then is the clock read, only then is it
+-- decided who is dead.
+CREATE FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_owners uuid[], p_progress interval, p_own boolean)
 RETURNS TABLE (resource text, token bigint, takeover boolean, refused text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     s        palisade.session;
-    v_owners uuid[];
     v_epoch  bigint;
     v_now    timestamptz;
 BEGIN
-    SELECT array_agg(DISTINCT l.session) INTO v_owners
-        FROM palisade.lease AS l WHERE l.resource = ANY (p_resources) AND l.session IS NOT NULL AND l.session <> p_session;
-    PERFORM FROM palisade.session AS x WHERE x.id = p_session OR x.id = ANY (v_owners) ORDER BY x.id FOR NO KEY UPDATE;
+    PERFORM FROM palisade.session AS x WHERE x.id = ANY (p_session || p_owners) ORDER BY x.id FOR NO KEY UPDATE;
     v_epoch := palisade.current_epoch();
     v_now := clock_timestamp();
 
@@ -335,11 +333,30 @@ BEGIN
     IF refused IS NOT NULL THEN
         RETURN NEXT;
         RETURN;
+    ELSIF p_owners IS NULL THEN
+        -- As a rule: there is nobody to be asked whether he lives, and nobody to be told.
+        RETURN QUERY
+        WITH granted AS (
+            UPDATE palisade.lease AS l
+                SET token = palisade.next_token(l.token, v_epoch), sequence = 0, session = p_session, granted_at = v_now, released_at = NULL
+                WHERE l.resource = ANY (p_resources) AND l.session IS NULL
+                RETURNING l.resource, l.token
+        ), moved AS (
+            INSERT INTO palisade.progress AS p (resource, token, deadline)
+                SELECT g.resource, g.token, coalesce(v_now + coalesce(p_progress, n.progress_ttl), 'infinity')
+                FROM granted AS g LEFT JOIN palisade.plan AS n ON n.resource = g.resource
+                ON CONFLICT (resource) DO UPDATE SET token = excluded.token, deadline = excluded.deadline
+        ), noted AS (
+            INSERT INTO palisade.grant_history (resource, token, session, worker, kind, at)
+                SELECT g.resource, g.token, p_session, s.worker, 'grant', v_now FROM granted AS g
+        )
+        SELECT g.resource, g.token, false, NULL::text FROM granted AS g;
+        RETURN;
     END IF;
 
     -- The clock went back: nobody waits longer than a TTL for it.
     UPDATE palisade.session AS x SET expires_at = v_now + x.ttl
-        WHERE x.id = ANY (v_owners) AND x.closed_at IS NULL AND x.expires_at > v_now + x.ttl;
+        WHERE x.id = ANY (p_owners) AND x.id <> p_session AND x.closed_at IS NULL AND x.expires_at > v_now + x.ttl;
 
     RETURN QUERY
     WITH free AS MATERIALIZED (
@@ -405,24 +422,27 @@ DECLARE
     o record;
 BEGIN
     PERFORM palisade.begin_call();
-    IF acquire.resource IS NULL OR length(acquire.resource) NOT BETWEEN 1 AND 512 OR acquire.resource ~ '[[:cntrl:]]' THEN
-        RAISE EXCEPTION 'palisade: resource must be 1 to 512 characters without control characters' USING ERRCODE = 'PS004';
-    END IF;
     PERFORM palisade.check_span('progress', acquire.progress);
-    -- A stranger must not leave rows: the session is checked again, for good, behind the locks.
-    IF NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id AND s.key_hash = palisade.key_hash(acquire.key)) THEN
-        RETURN ('rejected', CASE WHEN EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id) THEN 'wrong_key' ELSE 'no_session' END,
-                NULL, NULL)::palisade.answer;
-    END IF;
-    INSERT INTO palisade.lease (resource, token) VALUES (acquire.resource, 0) ON CONFLICT (resource) DO NOTHING;
-    PERFORM FROM palisade.lease AS x WHERE x.resource = acquire.resource FOR NO KEY UPDATE;
-    SELECT * INTO g FROM palisade.grant_locked(acquire.id, acquire.key, ARRAY[acquire.resource], acquire.progress, true);
+    LOOP -- once, as a rule
+        SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = acquire.resource FOR NO KEY UPDATE;
+        EXIT WHEN FOUND;
+        IF acquire.resource IS NULL OR length(acquire.resource) NOT BETWEEN 1 AND 512 OR acquire.resource ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'palisade: resource must be 1 to 512 characters without control characters' USING ERRCODE = 'PS004';
+        END IF;
+        -- A stranger must not leave rows: the session is checked again, for good, behind the locks.
+        IF NOT palisade.key_fits(acquire.id, acquire.key) THEN
+            RETURN ('rejected', CASE WHEN EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id) THEN 'wrong_key' ELSE 'no_session' END,
+                    NULL, NULL)::palisade.answer;
+        END IF;
+        INSERT INTO palisade.lease (resource, token) VALUES (acquire.resource, 0) ON CONFLICT (resource) DO NOTHING;
+    END LOOP;
+    SELECT * INTO g FROM palisade.grant_locked(acquire.id, acquire.key, ARRAY[acquire.resource],
+        CASE WHEN l.session IS NOT NULL THEN ARRAY[l.session] END, acquire.progress, true);
     IF g.token IS NOT NULL THEN
         RETURN ('applied', NULL, g.token, jsonb_build_object('takeover', g.takeover))::palisade.answer;
     END IF;
-    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = acquire.resource;
     IF g.refused IS NOT NULL THEN
-        RETURN ('rejected', g.refused, l.token, NULL)::palisade.answer;
+        RETURN ('rejected', g.refused, CASE WHEN g.refused NOT IN ('no_session', 'wrong_key') THEN l.token END, NULL)::palisade.answer;
     END IF;
     SELECT s.worker, least(s.expires_at, p.deadline) - clock_timestamp() AS span INTO o
         FROM palisade.session AS s LEFT JOIN palisade.progress AS p ON p.resource = acquire.resource WHERE s.id = l.session;
@@ -439,6 +459,7 @@ DECLARE
     v_now        timestamptz := clock_timestamp();
     v_candidates text[];
     v_locked     text[];
+    v_owners     uuid[];
 BEGIN
     PERFORM palisade.begin_call();
     IF claim."limit" IS NULL OR claim."limit" NOT BETWEEN 1 AND 1000 THEN
@@ -459,8 +480,8 @@ BEGIN
     IF v_candidates IS NULL THEN
         RETURN;
     END IF;
-    SELECT array_agg(x.resource) INTO v_locked FROM (
-        SELECT l.resource
+    SELECT array_agg(x.resource), array_agg(DISTINCT x.session) FILTER (WHERE x.session IS NOT NULL) INTO v_locked, v_owners FROM (
+        SELECT l.resource, l.session
         FROM unnest(v_candidates) WITH ORDINALITY AS c(resource, place) JOIN palisade.lease AS l ON l.resource = c.resource
         ORDER BY c.place LIMIT claim."limit" FOR NO KEY UPDATE OF l SKIP LOCKED) AS x;
     IF v_locked IS NULL THEN
@@ -470,7 +491,7 @@ BEGIN
         SELECT g.resource, g.token, g.takeover, palisade.plan_json(n), palisade.deployment_json(d), g.refused
         FROM palisade.grant_locked(claim.id, claim.key,
                  ARRAY(SELECT q.resource FROM palisade.queue AS q WHERE q.resource = ANY (v_locked) AND q.due_at <= clock_timestamp()),
-                 claim.progress, false) AS g
+                 v_owners, claim.progress, false) AS g
         LEFT JOIN palisade.plan AS n ON n.resource = g.resource
         LEFT JOIN palisade.deployment AS d ON d.resource = g.resource;
 END
@@ -623,8 +644,10 @@ BEGIN
     IF a.outcome IS NOT NULL THEN
         RETURN a;
     END IF;
-    UPDATE palisade.queue AS q SET due_at = clock_timestamp() + release.retry_in, attempts = q.attempts + 1
-        WHERE q.resource = release.resource AND release.retry_in IS NOT NULL;
+    IF release.retry_in IS NOT NULL THEN
+        UPDATE palisade.queue AS q SET due_at = clock_timestamp() + release.retry_in, attempts = q.attempts + 1
+            WHERE q.resource = release.resource;
+    END IF;
     a := palisade.leave(release.resource, release.token, release.sequence, 'release', v_args, NULL, NULL);
     a.current_token := palisade.retire_lease(release.resource, 'release', NULL);
     RETURN a;
