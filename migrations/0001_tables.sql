@@ -225,13 +225,15 @@ CREATE TABLE palisade.deployment (
     updated_at       timestamptz NOT NULL
 ) WITH (fillfactor = 70);
 
--- Work that is due: a row while a plan and its deployment differ.
+-- Work that is due: a row while a plan and its deployment differ. What was claimed stays in it, at the end: whoever looks for
+-- work would walk past all that is being worked on, each time.
 CREATE TABLE palisade.queue (
-    resource text PRIMARY KEY,
-    due_at   timestamptz NOT NULL,
-    attempts integer NOT NULL DEFAULT 0
+    resource   text PRIMARY KEY,
+    due_at     timestamptz NOT NULL,
+    attempts   integer NOT NULL DEFAULT 0,
+    claimed_at timestamptz
 );
-CREATE INDEX queue_due ON palisade.queue (due_at);
+CREATE INDEX queue_turn ON palisade.queue (greatest(due_at, claimed_at));
 
 -- The outbox. Ids commit out of order: read it by (xid, id) below the oldest running transaction, as palisade.events() does.
 CREATE TABLE palisade.event (

@@ -308,21 +308,23 @@ $$;
 
 -- Grants those of the named leases that are free. The caller has locked their rows, and nothing else, and found whose they
 -- were: p_owners, null where nobody's. Order: sessions are locked by id, only then is the clock read, only then is it
--- decided who is dead.
+-- decided who is dead. ROWS: else the planner expects a thousand, and reads all plans to join them.
 CREATE FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_owners uuid[], p_progress interval, p_own boolean)
 RETURNS TABLE (resource text, token bigint, takeover boolean, refused text)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql ROWS 10 AS $$
 #variable_conflict use_column
 DECLARE
     s        palisade.session;
     v_epoch  bigint;
     v_now    timestamptz;
 BEGIN
-    PERFORM FROM palisade.session AS x WHERE x.id = ANY (p_session || p_owners) ORDER BY x.id FOR NO KEY UPDATE;
+    IF p_owners IS NOT NULL THEN
+        PERFORM FROM palisade.session AS x WHERE x.id = p_session OR x.id = ANY (p_owners) ORDER BY x.id FOR NO KEY UPDATE;
+    END IF;
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = p_session FOR NO KEY UPDATE;
     v_epoch := palisade.current_epoch();
     v_now := clock_timestamp();
 
-    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = p_session;
     refused := CASE
         WHEN v_epoch IS NULL THEN 'epoch_not_established'
         WHEN s.id IS NULL THEN 'no_session'
@@ -467,16 +469,18 @@ BEGIN
     END IF;
     PERFORM palisade.check_span('progress', claim.progress);
     -- Oldest first, without a lock: only a guess, checked again below. Others' claims are going on, hence more than the limit.
-    SELECT array_agg(c.resource ORDER BY c.due_at) INTO v_candidates FROM (
-        SELECT q.resource, q.due_at
+    -- Row by row along the index, until there are enough; a join would read all that is due, and sort it.
+    SELECT array_agg(c.resource ORDER BY c.turn) INTO v_candidates FROM (
+        SELECT q.resource, greatest(q.due_at, q.claimed_at) AS turn
         FROM palisade.queue AS q
-        JOIN palisade.lease AS l ON l.resource = q.resource
-        LEFT JOIN palisade.session AS s ON s.id = l.session
-        LEFT JOIN palisade.progress AS p ON p.resource = q.resource
         WHERE q.due_at <= v_now
-          AND (l.session IS NULL OR p.deadline <= v_now OR (l.session <> claim.id
-               AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl)))
-        ORDER BY q.due_at LIMIT claim."limit" * 8) AS c;
+          AND (SELECT l.session IS NULL OR p.deadline <= v_now OR (l.session <> claim.id
+                      AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl))
+               FROM palisade.lease AS l
+               LEFT JOIN palisade.session AS s ON s.id = l.session
+               LEFT JOIN palisade.progress AS p ON p.resource = l.resource
+               WHERE l.resource = q.resource)
+        ORDER BY greatest(q.due_at, q.claimed_at) LIMIT claim."limit" * 8) AS c;
     IF v_candidates IS NULL THEN
         RETURN;
     END IF;
@@ -488,10 +492,15 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY
+        WITH granted AS MATERIALIZED (
+            SELECT * FROM palisade.grant_locked(claim.id, claim.key,
+                ARRAY(SELECT q.resource FROM palisade.queue AS q WHERE q.resource = ANY (v_locked) AND q.due_at <= clock_timestamp()),
+                v_owners, claim.progress, false)
+        ), turned AS (
+            UPDATE palisade.queue AS q SET claimed_at = v_now FROM granted AS g WHERE q.resource = g.resource
+        )
         SELECT g.resource, g.token, g.takeover, palisade.plan_json(n), palisade.deployment_json(d), g.refused
-        FROM palisade.grant_locked(claim.id, claim.key,
-                 ARRAY(SELECT q.resource FROM palisade.queue AS q WHERE q.resource = ANY (v_locked) AND q.due_at <= clock_timestamp()),
-                 v_owners, claim.progress, false) AS g
+        FROM granted AS g
         LEFT JOIN palisade.plan AS n ON n.resource = g.resource
         LEFT JOIN palisade.deployment AS d ON d.resource = g.resource;
 END
@@ -648,9 +657,10 @@ BEGIN
         UPDATE palisade.queue AS q SET due_at = clock_timestamp() + release.retry_in, attempts = q.attempts + 1
             WHERE q.resource = release.resource;
     END IF;
-    a := palisade.leave(release.resource, release.token, release.sequence, 'release', v_args, NULL, NULL);
-    a.current_token := palisade.retire_lease(release.resource, 'release', NULL);
-    RETURN a;
+    -- Not by leave: whatever raises the token sets the sequence back, too.
+    INSERT INTO palisade.operation (resource, token, sequence, kind, args_hash, outcome, at)
+        VALUES (release.resource, release.token, release.sequence, 'release', v_args, 'applied', clock_timestamp());
+    RETURN ('applied', NULL, palisade.retire_lease(release.resource, 'release', NULL), NULL)::palisade.answer;
 END
 $$;
 

@@ -242,7 +242,7 @@ const BREAKS: &[(&str, &str)] = &[
     ),
     (
         "claims::claim_takes_the_oldest_due_work_first_and_no_more_than_its_limit",
-        "claim ==> array_agg(c.resource ORDER BY c.due_at) ==> array_agg(c.resource ORDER BY c.due_at DESC)",
+        "claim ==> array_agg(c.resource ORDER BY c.turn) ==> array_agg(c.resource ORDER BY c.turn DESC)",
     ),
     // Rules 11 to 13.
     (
