@@ -70,7 +70,7 @@ impl Claims<'_> {
             connections.push(conn);
         }
         sql.run(AGAIN).await;
-        let wal = Db::wal(&mut sql).await;
+        let (wal, cpu) = (Db::wal(&mut sql).await, self.db.cpu());
         let (taken, began, limit) = (Arc::new(AtomicUsize::new(0)), Instant::now(), self.limit);
         let workers: Vec<_> = connections
             .into_iter()
@@ -101,7 +101,7 @@ impl Claims<'_> {
             took.extend(times);
             end = end.max(last);
         }
-        let wal = Db::wal(&mut sql).await - wal;
+        let (wal, cpu) = (Db::wal(&mut sql).await - wal, self.db.cpu() - cpu);
         sql.close().await;
         let different = all.iter().collect::<HashSet<_>>().len();
         self.db.bench.check(different == DUE && all.len() == DUE, || {
@@ -110,6 +110,7 @@ impl Claims<'_> {
         let mut sample = Sample::new(took, end - began);
         sample.per_second = all.len() as f64 / (end - began).as_secs_f64();
         sample.wal_bytes = Some(wal as f64 / all.len() as f64);
+        sample.cpu_us = Some(cpu.as_secs_f64() * 1e6 / all.len() as f64);
         sample
     }
 }

@@ -19,6 +19,9 @@ pub struct Sample {
     /// What the server wrote to its log for one of them.
     #[serde(default)]
     pub wal_bytes: Option<f64>,
+    /// CPU time of the server for one of them: what is left of a comparison when the machine is busy.
+    #[serde(default)]
+    pub cpu_us: Option<f64>,
 }
 
 impl Sample {
@@ -32,6 +35,7 @@ impl Sample {
             p50_ms: at(0.50),
             p99_ms: at(0.99),
             wal_bytes: None,
+            cpu_us: None,
         }
     }
 }
@@ -85,6 +89,8 @@ pub struct Row {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub wal_bytes: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cpu_us: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub target: Option<Target>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub met: Option<bool>,
@@ -104,6 +110,7 @@ impl Row {
             p50_ms: None,
             p99_ms: None,
             wal_bytes: None,
+            cpu_us: None,
             target: None,
             met: None,
             ratios: Vec::new(),
@@ -138,8 +145,6 @@ pub struct Bench {
     pub quick: bool,
     /// Where subjects may put files; user postgres can write there, and it is removed at the end.
     pub dir: PathBuf,
-    /// Show where the time goes.
-    pub profile: bool,
     rows: Mutex<Vec<Row>>,
     broken: Mutex<Vec<String>>,
     began: Instant,
@@ -170,8 +175,8 @@ impl<'a> Wanted<'a> {
 }
 
 impl Bench {
-    pub fn new(quick: bool, profile: bool, dir: PathBuf) -> Bench {
-        Bench { quick, dir, profile, rows: Mutex::default(), broken: Mutex::default(), began: Instant::now() }
+    pub fn new(quick: bool, dir: PathBuf) -> Bench {
+        Bench { quick, dir, rows: Mutex::default(), broken: Mutex::default(), began: Instant::now() }
     }
 
     /// One or the other, by how much is to be measured.
@@ -233,6 +238,7 @@ impl Bench {
             row.p50_ms = Some(of(|s| s.p50_ms));
             row.p99_ms = Some(of(|s| s.p99_ms));
             row.wal_bytes = own[0].wal_bytes.map(|_| of(|s| s.wal_bytes.unwrap_or_default()));
+            row.cpu_us = own[0].cpu_us.map(|_| of(|s| s.cpu_us.unwrap_or_default()));
             for want in wanted.iter().filter(|want| want.of == variant.name()) {
                 row = match (want.to, want.target) {
                     (Some(to), target) => {

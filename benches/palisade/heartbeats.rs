@@ -64,7 +64,7 @@ pub async fn run(bench: &Bench, server: &Server) {
     // The heap that a living server settles at, and not that of its first second, is what growth is counted from.
     let mut beats = Pgbench::new(&db, "heartbeats", "worker_login", CLIENTS, HEARTBEAT);
     beats.times(bench.pick(5_000, 500)).await;
-    let count = bench.pick(1_000_000, 40_000);
+    let count = bench.pick(1_000_000, 24_000);
     bench.say(format_args!("{count} heartbeats"));
     round(bench, &db, &mut sql, &mut beats, count, "").await;
 

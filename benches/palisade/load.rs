@@ -38,7 +38,7 @@ impl<'a> Load<'a> {
         let begin = Instant::now() + Duration::from_millis(500); // before it: connections, prepared statements
         let end = begin + span;
         let (mut sql, before) = (self.db.sql().await, self.done());
-        let wal = Db::wal(&mut sql).await;
+        let (wal, cpu) = (Db::wal(&mut sql).await, self.db.cpu());
         let tasks: Vec<_> = (0..self.turns.len())
             .map(|client| {
                 let (work, turns) = (self.work.clone(), self.turns.clone());
@@ -61,10 +61,12 @@ impl<'a> Load<'a> {
         for task in tasks {
             took.extend(task.await.expect("a client of the benchmark"));
         }
-        let wal = Db::wal(&mut sql).await - wal;
+        let (wal, cpu) = (Db::wal(&mut sql).await - wal, self.db.cpu() - cpu);
         sql.close().await;
         let mut sample = Sample::new(took, begin.elapsed());
-        sample.wal_bytes = Some(wal as f64 / (self.done() - before) as f64);
+        let count = (self.done() - before) as f64;
+        sample.wal_bytes = Some(wal as f64 / count);
+        sample.cpu_us = Some(cpu.as_secs_f64() * 1e6 / count);
         sample
     }
 }

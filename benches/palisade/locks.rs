@@ -9,7 +9,7 @@ use futures::future::LocalBoxFuture;
 
 use crate::fenced::{CLIENTS, owners};
 use crate::harness::{Bench, Sample, Target, Variant, Wanted};
-use crate::server::{Db, Pgbench};
+use crate::server::{Db, Pgbench, times};
 use crate::support::postgres::{PATIENCE, Server, root};
 
 pub const SUBJECT: &str = "acquire-release";
@@ -73,6 +73,12 @@ impl Etcd {
     }
 }
 
+impl Etcd {
+    fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a PID")
+    }
+}
+
 impl Drop for Etcd {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -104,6 +110,7 @@ struct Mutex {
     program: std::path::PathBuf,
     endpoint: String,
     clients: usize,
+    etcd: i32,
 }
 
 impl Variant for Mutex {
@@ -116,8 +123,15 @@ impl Variant for Mutex {
         command.args(["etcd-mutex", "-endpoint", &self.endpoint, "-clients", &self.clients.to_string()]);
         command.args(["-span", &format!("{}ms", span.as_millis())]);
         Box::pin(async move {
+            let cpu = || times(self.etcd).map(|(_, own, _)| own).expect("etcd runs");
+            let before = cpu();
             let text = tokio::task::spawn_blocking(move || printed(command)).await.expect("it ran");
-            serde_json::from_str(&text).expect("a sample")
+            let mut sample: Sample = serde_json::from_str(&text).expect("a sample");
+            // Of what was measured, which is a known part of all that was done.
+            let share = span.as_secs_f64() / (span.as_secs_f64() + 0.5);
+            let count = sample.per_second * span.as_secs_f64() / share;
+            sample.cpu_us = Some((cpu() - before).as_secs_f64() * 1e6 / count);
+            sample
         })
     }
 }
@@ -132,7 +146,7 @@ pub async fn run(bench: &Bench, server: &Server) {
         sql.run(&owners(clients, &[])).await;
         db.settle().await;
         let mut lease = Pgbench::new(&db, LEASE, "worker_login", clients, ACQUIRE_RELEASE);
-        let mut mutex = Mutex { program: program.clone(), endpoint: etcd.endpoint.clone(), clients };
+        let mut mutex = Mutex { program: program.clone(), endpoint: etcd.endpoint.clone(), clients, etcd: etcd.pid() };
         let mut advisory = Pgbench::new(&db, ADVISORY, "worker_login", clients, LOCK_UNLOCK);
         let mut token = Pgbench::new(&db, TOKEN, "worker_login", clients, LOCK_TOKEN_UNLOCK);
         let wanted = [

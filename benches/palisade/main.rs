@@ -61,9 +61,6 @@ struct Args {
     /// Replaces the tables in docs/performance.md by what was measured
     #[arg(long)]
     update_docs: bool,
-    /// Also shows in which SQL functions the time of a fenced write goes
-    #[arg(long)]
-    profile: bool,
     /// Names the subjects
     #[arg(long)]
     list: bool,
@@ -105,7 +102,7 @@ async fn measure(args: &Args) -> Result<(), String> {
     }
     let dir = tempfile::tempdir().map_err(|e| format!("no folder for temporary files: {e}"))?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
-    let bench = Bench::new(args.quick, args.profile, dir.path().to_owned());
+    let bench = Bench::new(args.quick, dir.path().to_owned());
     let server = tokio::task::spawn_blocking(Server::start).await.map_err(|e| e.to_string())?;
     let mut sql = Conn::open(&server.url).await;
     let machine = Machine::look(&mut sql, &server.dir).await;

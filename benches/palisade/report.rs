@@ -17,10 +17,10 @@ pub struct Report {
     pub rows: Vec<Row>,
 }
 
-const HEAD: [&str; 7] = ["what", "clients", "value", "p50, p99", "WAL each", "ratio", "target"];
+const HEAD: [&str; 8] = ["what", "clients", "value", "p50, p99", "CPU each", "WAL each", "ratio", "target"];
 
 /// A row's cells; of several ratios each has a line of its own.
-fn cells(row: &Row, between: &str) -> [String; 7] {
+fn cells(row: &Row, between: &str) -> [String; 8] {
     let ratios = row.ratios.iter().map(|r| format!("{} of {}", number(r.value), r.to));
     let own = row.target.iter().map(|target| format!("{} {}", target.word(), verdict(row.met)));
     let targets = row
@@ -32,6 +32,7 @@ fn cells(row: &Row, between: &str) -> [String; 7] {
         row.clients.map(|n| n.to_string()).unwrap_or_default(),
         format!("{} {}", number(row.value), row.unit),
         row.p50_ms.zip(row.p99_ms).map(|(a, b)| format!("{}, {} ms", number(a), number(b))).unwrap_or_default(),
+        row.cpu_us.map(|micros| format!("{} µs", number(micros))).unwrap_or_default(),
         row.wal_bytes.map(|bytes| format!("{} B", number(bytes))).unwrap_or_default(),
         ratios.collect::<Vec<_>>().join(between),
         own.chain(targets).collect::<Vec<_>>().join(between),
@@ -62,7 +63,7 @@ impl Report {
             for row in self.of(subject) {
                 table.add_row(cells(row, "\n"));
             }
-            for column in [1, 2, 3, 4] {
+            for column in [1, 2, 3, 4, 5] {
                 if let Some(column) = table.column_mut(column) {
                     column.set_cell_alignment(CellAlignment::Right);
                 }
@@ -108,7 +109,7 @@ impl Report {
             let _ = writeln!(text, "| {} |", cells.join(" | "));
         };
         line(&|i| HEAD[i].to_owned());
-        line(&|i| if (1..5).contains(&i) { "---:".into() } else { "---".into() });
+        line(&|i| if (1..6).contains(&i) { "---:".into() } else { "---".into() });
         for row in &rows {
             line(&|i| row[i].replace("MISSED", "**missed**"));
         }

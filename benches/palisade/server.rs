@@ -64,21 +64,24 @@ impl<'a> Db<'a> {
     /// CPU time of the server with all of its processes, also those that ended.
     pub fn cpu(&self) -> Duration {
         let postmaster = self.server.postmaster();
-        let mut ticks = 0;
-        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-            // Behind the name, which may hold anything: state, parent, … times at 11 and 12, of ended children at 13, 14.
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
-            if pid == postmaster {
-                ticks += number(11) + number(12) + number(13) + number(14);
-            } else if number(1) == postmaster as u64 {
-                ticks += number(11) + number(12);
-            }
-        }
-        Duration::from_millis(ticks * 10) // USER_HZ is 100 on every Linux
+        let children = fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let (parent, own, _) = times(pid)?;
+            (parent == postmaster).then_some(own)
+        });
+        let (_, own, ended) = times(postmaster).expect("the server runs");
+        own + ended + children.sum::<Duration>()
     }
+}
+
+/// A process' parent, its CPU time, and that of its children which have ended.
+pub fn times(pid: i32) -> Option<(i32, Duration, Duration)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything: state, parent, …
+    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    let span = |ticks: u64| Duration::from_millis(ticks * 10); // USER_HZ is 100 on every Linux
+    Some((fields.get(1)?.parse().ok()?, span(ticks(11)? + ticks(12)?), span(ticks(13)? + ticks(14)?)))
 }
 
 /// A script of pgbench, for a number of clients of which each has a connection and prepared statements.
@@ -131,17 +134,18 @@ impl<'a> Pgbench<'a> {
         args.push(&url);
         let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         let mut sql = self.db.sql().await;
-        let before = Db::wal(&mut sql).await;
+        let (before, cpu) = (Db::wal(&mut sql).await, self.db.cpu());
         let printed =
             tokio::task::spawn_blocking(move || run_program(&args.iter().map(String::as_str).collect::<Vec<_>>()));
         let printed = printed.await.expect("pgbench ran");
-        let wal = Db::wal(&mut sql).await - before;
+        let (wal, cpu) = (Db::wal(&mut sql).await - before, self.db.cpu() - cpu);
         sql.close().await;
         let failed = printed.lines().find_map(|line| line.strip_prefix("number of failed transactions: "));
-        assert!(failed.is_none_or(|text| text.starts_with("0 ")), "{}: transactions failed: {printed}", script);
+        assert!(failed.is_none_or(|text| text.starts_with("0 ")), "{script}: transactions failed: {printed}");
         let (count, mut sample) = read_logs(&logs, warm_up);
         self.done += count;
         sample.wal_bytes = Some(wal as f64 / count as f64);
+        sample.cpu_us = Some(cpu.as_secs_f64() * 1e6 / count as f64);
         fs::remove_dir_all(logs).expect("removed");
         sample
     }
