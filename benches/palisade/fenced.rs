@@ -16,6 +16,7 @@ const TRANSACTION: &str = "transaction: lease, ledger, row";
 const ALIAS: &str = "set_alias";
 const ALIAS_TRANSACTION: &str = "transaction: the work of set_alias";
 const CHECK: &str = "transaction: check_lease, UPDATE";
+const PROTECTED: &str = "UPDATE of a protected table";
 
 /// Each client its own row, resource, session and alias: what is measured is the fence, not a queue before one row.
 pub const SET_UP: &str = "
@@ -23,7 +24,10 @@ pub const SET_UP: &str = "
     GRANT USAGE ON SCHEMA bench TO PUBLIC;
     CREATE TABLE bench.account (name text PRIMARY KEY, value bigint NOT NULL);
     INSERT INTO bench.account SELECT 'bench/' || i, 0 FROM generate_series(0, 31) AS i;
-    GRANT SELECT, UPDATE ON bench.account TO PUBLIC;
+    CREATE TABLE bench.guarded (name text PRIMARY KEY, value bigint NOT NULL);
+    INSERT INTO bench.guarded SELECT 'guarded/' || i, 0 FROM generate_series(0, 31) AS i;
+    SELECT palisade.protect('bench.guarded', 'name');
+    GRANT SELECT, UPDATE ON bench.account, bench.guarded TO PUBLIC;
     SELECT palisade.register_model('bench', '', '{}', gen_random_uuid());
     INSERT INTO palisade.alias (model, alias, version, updated_at)
         SELECT 'bench', 'mine-' || i, 1, clock_timestamp() FROM generate_series(0, 31) AS i;
@@ -44,6 +48,14 @@ pub fn owners(clients: usize, resources: &[&str]) -> String {
 }
 
 const UPDATE: &str = "UPDATE bench.account SET value = value + 1 WHERE name = 'bench/' || :client_id;\n";
+
+/// The connection says once under which lease it writes; from then on it is one statement, and the table's trigger checks it.
+const UPDATE_PROTECTED: &str = r"\if :ready = 0
+SELECT palisade.use_lease('guarded/' || :client_id, :token, :key, true);
+\set ready 1
+\endif
+UPDATE bench.guarded SET value = value + 1 WHERE name = 'guarded/' || :client_id;
+";
 
 /// Next sequence, and another version than the last time: else there is nothing to write.
 const NEXT: &str = "\\set sequence :sequence + 1\n\\set version 1 + :sequence % 2\n";
@@ -89,7 +101,7 @@ pub async fn run(bench: &Bench, server: &Server) {
         let db = Db::new(bench, server).await;
         let mut sql = db.sql().await;
         sql.run(SET_UP).await;
-        sql.run(&owners(clients, &["transaction", "alias-transaction", "alias", "check"])).await;
+        sql.run(&owners(clients, &["transaction", "alias-transaction", "alias", "check", "guarded"])).await;
         db.settle().await;
         let mut running = [
             Pgbench::new(&db, PLAIN, "worker_login", clients, UPDATE),
@@ -97,6 +109,7 @@ pub async fn run(bench: &Bench, server: &Server) {
             Pgbench::new(&db, ALIAS, "worker_login", clients, &set_alias()),
             Pgbench::new(&db, ALIAS_TRANSACTION, "postgres", clients, &alias_transaction()),
             Pgbench::new(&db, CHECK, "worker_login", clients, &check_lease()),
+            Pgbench::new(&db, PROTECTED, "worker_login", clients, UPDATE_PROTECTED),
         ];
         let mut variants: Vec<&mut dyn Variant> = running.iter_mut().map(|one| one as &mut dyn Variant).collect();
         let wanted = [
@@ -105,6 +118,7 @@ pub async fn run(bench: &Bench, server: &Server) {
             Wanted::share(ALIAS, ALIAS_TRANSACTION, Some(Target::AtLeast(2.0))),
             Wanted::share(ALIAS_TRANSACTION, PLAIN, None),
             Wanted::share(CHECK, PLAIN, None),
+            Wanted::share(PROTECTED, PLAIN, None),
         ];
         bench.compare(SUBJECT, "writes/s", clients, &mut variants, &wanted).await;
         let done = |name: &str| running.iter().find(|one| one.name() == name).map_or(0, |one| one.done) as i64;
@@ -112,6 +126,10 @@ pub async fn run(bench: &Bench, server: &Server) {
         let updated = done(PLAIN) + done(TRANSACTION) + done(CHECK);
         let value = sql.number("SELECT sum(value) FROM bench.account").await;
         bench.check(value == updated, || format!("{updated} updates were answered, the rows say {value}"));
+        let value = sql.number("SELECT sum(value) FROM bench.guarded").await;
+        bench.check(value == done(PROTECTED), || {
+            format!("{} updates of the protected table were answered, the rows say {value}", done(PROTECTED))
+        });
         sql.close().await;
         db.drop().await;
     }

@@ -128,7 +128,7 @@ impl<'a> Pgbench<'a> {
         let (key, token, prefix) = (format!("key={KEY}"), format!("token={FIRST_TOKEN}"), prefix.to_string_lossy());
         let mut args =
             vec!["pgbench", "--no-vacuum", "--protocol", "prepared", "--client", &clients, "--jobs", &threads];
-        args.extend(["--define", &first, "--define", &key, "--define", &token]);
+        args.extend(["--define", &first, "--define", &key, "--define", &token, "--define", "ready=0"]);
         args.extend(["--log", "--log-prefix", &prefix, "--file", &script]);
         args.extend(limit);
         args.push(&url);

@@ -35,24 +35,27 @@ DECLARE
     o record;
 BEGIN
     PERFORM palisade.begin_call();
-    IF acquire.resource IS NULL OR length(acquire.resource) NOT BETWEEN 1 AND 512 OR acquire.resource ~ '[[:cntrl:]]' THEN
-        RAISE EXCEPTION 'palisade: resource must be 1 to 512 characters without control characters' USING ERRCODE = 'PS004';
-    END IF;
     PERFORM palisade.check_span('progress', acquire.progress);
-    -- A stranger must not leave rows: the session is checked again, for good, behind the locks.
-    IF NOT EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id AND s.key_hash = palisade.key_hash(acquire.key)) THEN
-        RETURN ('rejected', CASE WHEN EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id) THEN 'wrong_key' ELSE 'no_session' END,
-                NULL, NULL)::palisade.answer;
-    END IF;
-    INSERT INTO palisade.lease (resource, token) VALUES (acquire.resource, 0) ON CONFLICT (resource) DO NOTHING;
-    PERFORM FROM palisade.lease AS x WHERE x.resource = acquire.resource FOR NO KEY UPDATE;
-    SELECT * INTO g FROM palisade.grant_locked(acquire.id, acquire.key, ARRAY[acquire.resource], acquire.progress, true);
+    LOOP -- once, as a rule
+        SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = acquire.resource FOR NO KEY UPDATE;
+        EXIT WHEN FOUND;
+        IF acquire.resource IS NULL OR length(acquire.resource) NOT BETWEEN 1 AND 512 OR acquire.resource ~ '[[:cntrl:]]' THEN
+            RAISE EXCEPTION 'palisade: resource must be 1 to 512 characters without control characters' USING ERRCODE = 'PS004';
+        END IF;
+        -- A stranger must not leave rows: the session is checked again, for good, behind the locks.
+        IF NOT palisade.key_fits(acquire.id, acquire.key) THEN
+            RETURN ('rejected', CASE WHEN EXISTS (SELECT FROM palisade.session AS s WHERE s.id = acquire.id) THEN 'wrong_key' ELSE 'no_session' END,
+                    NULL, NULL)::palisade.answer;
+        END IF;
+        INSERT INTO palisade.lease (resource, token) VALUES (acquire.resource, 0) ON CONFLICT (resource) DO NOTHING;
+    END LOOP;
+    SELECT * INTO g FROM palisade.grant_locked(acquire.id, acquire.key, ARRAY[acquire.resource],
+        CASE WHEN l.session IS NOT NULL THEN ARRAY[l.session] END, acquire.progress, true);
     IF g.token IS NOT NULL THEN
         RETURN ('applied', NULL, g.token, jsonb_build_object('takeover', g.takeover))::palisade.answer;
     END IF;
-    SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = acquire.resource;
     IF g.refused IS NOT NULL THEN
-        RETURN ('rejected', g.refused, l.token, NULL)::palisade.answer;
+        RETURN ('rejected', g.refused, CASE WHEN g.refused NOT IN ('no_session', 'wrong_key') THEN l.token END, NULL)::palisade.answer;
     END IF;
     SELECT s.worker, least(s.expires_at, p.deadline) - clock_timestamp() AS span INTO o
         FROM palisade.session AS s LEFT JOIN palisade.progress AS p ON p.resource = acquire.resource WHERE s.id = l.session;
@@ -204,6 +207,7 @@ DECLARE
     v_now        timestamptz := clock_timestamp();
     v_candidates text[];
     v_locked     text[];
+    v_owners     uuid[];
 BEGIN
     PERFORM palisade.begin_call();
     IF claim."limit" IS NULL OR claim."limit" NOT BETWEEN 1 AND 1000 THEN
@@ -211,31 +215,38 @@ BEGIN
     END IF;
     PERFORM palisade.check_span('progress', claim.progress);
     -- Oldest first, without a lock: only a guess, checked again below. Others' claims are going on, hence more than the limit.
-    SELECT array_agg(c.resource ORDER BY c.due_at) INTO v_candidates FROM (
-        SELECT q.resource, q.due_at
+    -- Row by row along the index, until there are enough; a join would read all that is due, and sort it.
+    SELECT array_agg(c.resource ORDER BY c.turn) INTO v_candidates FROM (
+        SELECT q.resource, greatest(q.due_at, q.claimed_at) AS turn
         FROM palisade.queue AS q
-        JOIN palisade.lease AS l ON l.resource = q.resource
-        LEFT JOIN palisade.session AS s ON s.id = l.session
-        LEFT JOIN palisade.progress AS p ON p.resource = q.resource
         WHERE q.due_at <= v_now
-          AND (l.session IS NULL OR p.deadline <= v_now OR (l.session <> claim.id
-               AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl)))
-        ORDER BY q.due_at LIMIT claim."limit" * 8) AS c;
+          AND (SELECT l.session IS NULL OR p.deadline <= v_now OR (l.session <> claim.id
+                      AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl))
+               FROM palisade.lease AS l
+               LEFT JOIN palisade.session AS s ON s.id = l.session
+               LEFT JOIN palisade.progress AS p ON p.resource = l.resource
+               WHERE l.resource = q.resource)
+        ORDER BY greatest(q.due_at, q.claimed_at) LIMIT claim."limit" * 8) AS c;
     IF v_candidates IS NULL THEN
         RETURN;
     END IF;
-    SELECT array_agg(x.resource) INTO v_locked FROM (
-        SELECT l.resource
+    SELECT array_agg(x.resource), array_agg(DISTINCT x.session) FILTER (WHERE x.session IS NOT NULL) INTO v_locked, v_owners FROM (
+        SELECT l.resource, l.session
         FROM unnest(v_candidates) WITH ORDINALITY AS c(resource, place) JOIN palisade.lease AS l ON l.resource = c.resource
         ORDER BY c.place LIMIT claim."limit" FOR NO KEY UPDATE OF l SKIP LOCKED) AS x;
     IF v_locked IS NULL THEN
         RETURN;
     END IF;
     RETURN QUERY
+        WITH granted AS MATERIALIZED (
+            SELECT * FROM palisade.grant_locked(claim.id, claim.key,
+                ARRAY(SELECT q.resource FROM palisade.queue AS q WHERE q.resource = ANY (v_locked) AND q.due_at <= clock_timestamp()),
+                v_owners, claim.progress, false)
+        ), turned AS (
+            UPDATE palisade.queue AS q SET claimed_at = v_now FROM granted AS g WHERE q.resource = g.resource
+        )
         SELECT g.resource, g.token, g.takeover, palisade.plan_json(n), palisade.deployment_json(d), g.refused
-        FROM palisade.grant_locked(claim.id, claim.key,
-                 ARRAY(SELECT q.resource FROM palisade.queue AS q WHERE q.resource = ANY (v_locked) AND q.due_at <= clock_timestamp()),
-                 claim.progress, false) AS g
+        FROM granted AS g
         LEFT JOIN palisade.plan AS n ON n.resource = g.resource
         LEFT JOIN palisade.deployment AS d ON d.resource = g.resource;
 END
@@ -699,22 +710,21 @@ BEGIN
 END
 $$;
 ALTER FUNCTION palisade.gate_is_closed(p_resource text, p_token bigint) OWNER TO palisade_owner;
-CREATE FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean) RETURNS TABLE(resource text, token bigint, takeover boolean, refused text)
-    LANGUAGE plpgsql
+CREATE FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_owners uuid[], p_progress interval, p_own boolean) RETURNS TABLE(resource text, token bigint, takeover boolean, refused text)
+    LANGUAGE plpgsql ROWS 10
     AS $$
 #variable_conflict use_column
 DECLARE
     s        palisade.session;
-    v_owners uuid[];
     v_epoch  bigint;
     v_now    timestamptz;
 BEGIN
-    SELECT array_agg(DISTINCT l.session) INTO v_owners
-        FROM palisade.lease AS l WHERE l.resource = ANY (p_resources) AND l.session IS NOT NULL AND l.session <> p_session;
-    PERFORM FROM palisade.session AS x WHERE x.id = p_session OR x.id = ANY (v_owners) ORDER BY x.id FOR NO KEY UPDATE;
+    IF p_owners IS NOT NULL THEN
+        PERFORM FROM palisade.session AS x WHERE x.id = p_session OR x.id = ANY (p_owners) ORDER BY x.id FOR NO KEY UPDATE;
+    END IF;
+    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = p_session FOR NO KEY UPDATE;
     v_epoch := palisade.current_epoch();
     v_now := clock_timestamp();
-    SELECT x.* INTO s FROM palisade.session AS x WHERE x.id = p_session;
     refused := CASE
         WHEN v_epoch IS NULL THEN 'epoch_not_established'
         WHEN s.id IS NULL THEN 'no_session'
@@ -725,10 +735,29 @@ BEGIN
     IF refused IS NOT NULL THEN
         RETURN NEXT;
         RETURN;
+    ELSIF p_owners IS NULL THEN
+        -- As a rule: there is nobody to be asked whether he lives, and nobody to be told.
+        RETURN QUERY
+        WITH granted AS (
+            UPDATE palisade.lease AS l
+                SET token = palisade.next_token(l.token, v_epoch), sequence = 0, session = p_session, granted_at = v_now, released_at = NULL
+                WHERE l.resource = ANY (p_resources) AND l.session IS NULL
+                RETURNING l.resource, l.token
+        ), moved AS (
+            INSERT INTO palisade.progress AS p (resource, token, deadline)
+                SELECT g.resource, g.token, coalesce(v_now + coalesce(p_progress, n.progress_ttl), 'infinity')
+                FROM granted AS g LEFT JOIN palisade.plan AS n ON n.resource = g.resource
+                ON CONFLICT (resource) DO UPDATE SET token = excluded.token, deadline = excluded.deadline
+        ), noted AS (
+            INSERT INTO palisade.grant_history (resource, token, session, worker, kind, at)
+                SELECT g.resource, g.token, p_session, s.worker, 'grant', v_now FROM granted AS g
+        )
+        SELECT g.resource, g.token, false, NULL::text FROM granted AS g;
+        RETURN;
     END IF;
     -- The clock went back: nobody waits longer than a TTL for it.
     UPDATE palisade.session AS x SET expires_at = v_now + x.ttl
-        WHERE x.id = ANY (v_owners) AND x.closed_at IS NULL AND x.expires_at > v_now + x.ttl;
+        WHERE x.id = ANY (p_owners) AND x.id <> p_session AND x.closed_at IS NULL AND x.expires_at > v_now + x.ttl;
     RETURN QUERY
     WITH free AS MATERIALIZED (
         SELECT l.resource, l.session AS former, l.token AS old, l.released_at,
@@ -773,7 +802,7 @@ BEGIN
     SELECT g.resource, g.token, g.taken, NULL::text FROM granted AS g;
 END
 $$;
-ALTER FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean) OWNER TO palisade_owner;
+ALTER FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_owners uuid[], p_progress interval, p_own boolean) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.guard() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1602,11 +1631,14 @@ BEGIN
     IF a.outcome IS NOT NULL THEN
         RETURN a;
     END IF;
-    UPDATE palisade.queue AS q SET due_at = clock_timestamp() + release.retry_in, attempts = q.attempts + 1
-        WHERE q.resource = release.resource AND release.retry_in IS NOT NULL;
-    a := palisade.leave(release.resource, release.token, release.sequence, 'release', v_args, NULL, NULL);
-    a.current_token := palisade.retire_lease(release.resource, 'release', NULL);
-    RETURN a;
+    IF release.retry_in IS NOT NULL THEN
+        UPDATE palisade.queue AS q SET due_at = clock_timestamp() + release.retry_in, attempts = q.attempts + 1
+            WHERE q.resource = release.resource;
+    END IF;
+    -- Not by leave: whatever raises the token sets the sequence back, too.
+    INSERT INTO palisade.operation (resource, token, sequence, kind, args_hash, outcome, at)
+        VALUES (release.resource, release.token, release.sequence, 'release', v_args, 'applied', clock_timestamp());
+    RETURN ('applied', NULL, palisade.retire_lease(release.resource, 'release', NULL), NULL)::palisade.answer;
 END
 $$;
 ALTER FUNCTION palisade.release(resource text, token bigint, sequence bigint, key text, retry_in interval) OWNER TO palisade_owner;
@@ -2049,7 +2081,8 @@ ALTER TABLE palisade.protected OWNER TO palisade_owner;
 CREATE TABLE palisade.queue (
     resource text NOT NULL,
     due_at timestamp with time zone NOT NULL,
-    attempts integer DEFAULT 0 NOT NULL
+    attempts integer DEFAULT 0 NOT NULL,
+    claimed_at timestamp with time zone
 );
 ALTER TABLE palisade.queue OWNER TO palisade_owner;
 CREATE TABLE palisade.refusal (
@@ -2140,7 +2173,7 @@ ALTER TABLE ONLY palisade.session
     ADD CONSTRAINT session_pkey PRIMARY KEY (id);
 CREATE INDEX alias_guard ON palisade.alias USING btree (guard) WHERE (guard IS NOT NULL);
 CREATE INDEX lease_session ON palisade.lease USING btree (session) WHERE (session IS NOT NULL);
-CREATE INDEX queue_due ON palisade.queue USING btree (due_at);
+CREATE INDEX queue_turn ON palisade.queue USING btree (GREATEST(due_at, claimed_at));
 CREATE INDEX refusal_resource ON palisade.refusal USING btree (resource, token, sequence);
 CREATE INDEX request_at ON palisade.request USING btree (at);
 ALTER TABLE ONLY palisade.model_version
@@ -2200,7 +2233,7 @@ GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms 
 GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) TO palisade_controller;
 GRANT ALL ON FUNCTION palisade.figures(OUT queue_depth bigint, OUT queue_age_ms bigint, OUT leases_held bigint, OUT sessions_open bigint, OUT oldest_transaction_ms bigint, OUT oldest_xmin_age bigint) TO palisade_reader;
 REVOKE ALL ON FUNCTION palisade.gate_is_closed(p_resource text, p_token bigint) FROM PUBLIC;
-REVOKE ALL ON FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_progress interval, p_own boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION palisade.grant_locked(p_session uuid, p_key text, p_resources text[], p_owners uuid[], p_progress interval, p_own boolean) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.guard() FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.guard() TO palisade_worker;
 GRANT ALL ON FUNCTION palisade.guard() TO palisade_reader;
