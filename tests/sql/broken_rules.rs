@@ -244,6 +244,14 @@ const BREAKS: &[(&str, &str)] = &[
         "claims::claim_takes_the_oldest_due_work_first_and_no_more_than_its_limit",
         "claim ==> array_agg(c.resource ORDER BY c.turn) ==> array_agg(c.resource ORDER BY c.turn DESC)",
     ),
+    (
+        "claims::what_was_claimed_stands_behind_what_nobody_has_claimed",
+        "claim ==> SET claimed_at = v_now ==> SET claimed_at = NULL",
+    ),
+    (
+        "claims::claim_takes_over_what_an_expired_session_or_a_hung_handler_left",
+        "claim ==> v_owners, claim.progress ==> NULL, claim.progress",
+    ),
     // Rules 11 to 13.
     (
         "epochs::the_callers_asynchronous_commit_is_overridden_in_every_changing_function",

@@ -176,6 +176,18 @@ async fn eight_claiming_connections_grant_each_piece_of_work_once() {
 }
 
 #[tokio::test]
+async fn what_was_claimed_stands_behind_what_nobody_has_claimed() {
+    let db = Db::new().await;
+    let mut conn = db.connect().await;
+    plans(&mut conn, 2).await;
+    let (first, second) = (conn.session("1 minute").await, conn.session("1 minute").await);
+    assert_eq!(claim(&mut conn, &first, 1).await, ["deployment/ns/01"]);
+    conn.expire(&first).await;
+    assert_eq!(claim(&mut conn, &second, 1).await, ["deployment/ns/02"]);
+    assert_eq!(claim(&mut conn, &second, 1).await, ["deployment/ns/01"]);
+}
+
+#[tokio::test]
 async fn a_released_piece_of_work_comes_back_when_it_asked_to_and_not_before() {
     let db = Db::new().await;
     let mut conn = db.connect().await;
