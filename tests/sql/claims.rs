@@ -181,10 +181,10 @@ async fn what_was_claimed_stands_behind_what_nobody_has_claimed() {
     let mut conn = db.connect().await;
     plans(&mut conn, 2).await;
     let (first, second) = (conn.session("1 minute").await, conn.session("1 minute").await);
-    assert_eq!(claim(&mut conn, &first, 1).await, ["deployment/ns/01"]);
+    assert_eq!(claim(&mut conn, &first, 1).await, ["deployment/ns/02"]);
     conn.expire(&first).await;
-    assert_eq!(claim(&mut conn, &second, 1).await, ["deployment/ns/02"]);
     assert_eq!(claim(&mut conn, &second, 1).await, ["deployment/ns/01"]);
+    assert_eq!(claim(&mut conn, &second, 1).await, ["deployment/ns/02"]);
 }
 
 #[tokio::test]
