@@ -30,6 +30,7 @@ pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod crd;
+pub mod doctor;
 pub mod epoch;
 pub mod failpoint;
 pub mod http;

@@ -52,6 +52,14 @@ pub enum Error {
         /// What to do.
         next: String,
     },
+    /// The doctor found something: exit code 7 or 8. The report is on stdout, and says what to do.
+    #[error("{errors} errors, {warnings} warnings")]
+    Found {
+        /// Errors: with one, the code is 8.
+        errors: usize,
+        /// Warnings.
+        warnings: usize,
+    },
     /// Anything else: exit code 1.
     #[error("{message}")]
     Failed {
@@ -102,6 +110,8 @@ impl Error {
             Self::Unknown { .. } => 4,
             Self::NotFound { .. } => 5,
             Self::Unavailable { .. } => 6,
+            Self::Found { errors: 0, .. } => 7,
+            Self::Found { .. } => 8,
         }
     }
 
@@ -115,6 +125,7 @@ impl Error {
             Self::Unknown { .. } => "unknown",
             Self::NotFound { .. } => "not_found",
             Self::Unavailable { .. } => "unavailable",
+            Self::Found { .. } => "found",
         }
     }
 
@@ -128,6 +139,7 @@ impl Error {
             | Self::NotFound { next, .. }
             | Self::Unavailable { next, .. }
             | Self::Failed { next, .. } => next,
+            Self::Found { .. } => "",
         }
     }
 
@@ -139,8 +151,11 @@ impl Error {
         }
     }
 
-    /// Prints it, once, to stderr: as text, or as one line of JSON.
+    /// Prints it, once, to stderr: as text, or as one line of JSON. What the doctor found is printed already.
     pub(super) fn report(&self, output: Output) {
+        if matches!(self, Self::Found { .. }) {
+            return;
+        }
         let (message, next) = (self.to_string(), self.next());
         let text = match output {
             Output::Table => {

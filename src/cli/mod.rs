@@ -9,6 +9,7 @@ mod crd;
 mod database;
 mod demo;
 mod epoch;
+mod doctor;
 mod error;
 mod history;
 mod lease;
@@ -41,8 +42,8 @@ pub use output::{Output, OutputArgs};
 /// that is older than the newest one granted. See it happen: palisade demo
 ///
 /// Exit codes: 0 done · 1 anything unexpected · 2 usage · 3 rejected (as stale, or because of what is there) ·
-/// 4 the outcome is unknown · 5 not found · 6 the database or the cluster is unavailable. Errors go to stderr with what
-/// to do next; with -o json as one JSON object.
+/// 4 the outcome is unknown · 5 not found · 6 the database or the cluster is unavailable · 7 and 8 doctor: the worst is a
+/// warning, or an error. Errors go to stderr with what to do next; with -o json as one JSON object.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "palisade", bin_name = "palisade", version, arg_required_else_help = true)]
 struct Cli {
@@ -76,6 +77,7 @@ enum Command {
     History(history::Args),
     Operation(operation::Args),
     Epoch(epoch::Args),
+    Doctor(doctor::Args),
     Demo(demo::Args),
     #[command(hide = true)]
     DemoWorker(demo::worker::Args),
@@ -93,6 +95,7 @@ impl Command {
             Self::History(args) => args.output(),
             Self::Operation(args) => args.output(),
             Self::Epoch(args) => args.output(),
+            Self::Doctor(args) => args.output(),
             Self::Demo(args) => args.output(),
         }
     }
@@ -116,6 +119,7 @@ impl Command {
             Self::History(args) => history::run(args).await,
             Self::Operation(args) => operation::run(args).await,
             Self::Epoch(args) => epoch::run(args).await,
+            Self::Doctor(args) => doctor::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,
             Self::DemoWorker(args) => demo::worker::run(args).await,
         }

@@ -50,7 +50,7 @@ pub struct Args {
     listen: SocketAddr,
 }
 
-fn poll(text: &str) -> Result<Span, String> {
+pub(super) fn poll(text: &str) -> Result<Span, String> {
     between(text, Duration::from_millis(50), Duration::from_secs(60))
 }
 

@@ -45,6 +45,24 @@ impl Account {
         Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 
+    /// The account that has this name at the API server.
+    #[must_use]
+    pub fn from_username(username: &str) -> Option<Self> {
+        username.strip_prefix("system:serviceaccount:")?.parse().ok()
+    }
+
+    /// Its namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Its name there.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The name by which the API server knows the account's requests.
     pub fn username(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.name)
@@ -136,6 +154,23 @@ impl Settings {
             return Err(SettingsError::Shared(controller));
         }
         Ok(Self { namespace: namespace.to_owned(), workers, controller })
+    }
+
+    /// Namespace of Palisade's own objects.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The workers' accounts.
+    pub fn workers(&self) -> impl Iterator<Item = &Account> {
+        self.workers.iter()
+    }
+
+    /// The controller's account.
+    #[must_use]
+    pub fn controller(&self) -> &Account {
+        &self.controller
     }
 
     fn fill(&self, template: &str) -> String {

@@ -1,5 +1,7 @@
 //! Which incarnation of the database hands out tokens.
 
+use sqlx::postgres::PgRow;
+
 use super::Store;
 use super::call::{CallError, get};
 use crate::outcome::Outcome;
@@ -31,6 +33,18 @@ impl EpochStatus {
     pub fn floor(&self) -> i64 {
         self.number.unwrap_or(0).max((self.highest_token + 2) / crate::lease::Token::PER_EPOCH)
     }
+
+    pub(super) fn read(row: &PgRow) -> Result<Self, CallError> {
+        Ok(Self {
+            number: get(row, "number")?,
+            established: get(row, "established")?,
+            incarnation: get(row, "incarnation")?,
+            established_for: get(row, "established_for")?,
+            timeline: get(row, "timeline")?,
+            established_timeline: get(row, "established_timeline")?,
+            highest_token: get(row, "highest_token")?,
+        })
+    }
 }
 
 impl Store {
@@ -40,15 +54,7 @@ impl Store {
     /// When the database does not answer.
     pub async fn epoch_status(&self) -> Result<EpochStatus, CallError> {
         let row = self.row("epoch_status", self.timeout, sqlx::query("SELECT * FROM palisade.epoch_status()")).await?;
-        Ok(EpochStatus {
-            number: get(&row, "number")?,
-            established: get(&row, "established")?,
-            incarnation: get(&row, "incarnation")?,
-            established_for: get(&row, "established_for")?,
-            timeline: get(&row, "timeline")?,
-            established_timeline: get(&row, "established_timeline")?,
-            highest_token: get(&row, "highest_token")?,
-        })
+        EpochStatus::read(&row)
     }
 
     /// Establishes a number that was allocated for this incarnation. Closes all sessions, unless it is established already.

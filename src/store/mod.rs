@@ -6,13 +6,14 @@
 //! plans.rs     what the controller asks for                           registry.rs  models and versions, for plain clients
 //! epochs.rs    which incarnation of the database this is              history.rs   what people look at
 //! migrate.rs   the schema                                         schema.rs   its version
-//! upkeep.rs    what is old is removed
+//! upkeep.rs    what is old is removed                             doctor/      what the doctor asks
 //! naive.rs     a registry without fences, for the demo only
 //! ```
 
 #![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "the one module that speaks SQL")]
 
 mod call;
+mod doctor;
 mod epochs;
 mod history;
 mod migrate;
@@ -32,6 +33,8 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 pub use call::CallError;
+pub use doctor::Migration;
+pub(crate) use doctor::database_facts;
 pub use epochs::EpochStatus;
 pub use history::{Entry, LeaseRow, OperationRow};
 pub use migrate::{MigrateError, Migrated, migrate};
@@ -82,17 +85,7 @@ impl Store {
     /// # Errors
     /// When the URL cannot be read. Its text is not repeated: it holds a password.
     pub fn new(config: &StoreConfig) -> Result<Self, CallError> {
-        let options = PgConnectOptions::from_str(config.url.expose_secret())
-            .map_err(|_| {
-                CallError::NotSent(
-                    "the database URL cannot be read: postgres://USER:PASSWORD@HOST:PORT/DATABASE is its form".into(),
-                )
-            })?
-            .application_name(&config.application)
-            // Each call is logged where it is decided upon, with fence and outcome.
-            .disable_statement_logging()
-            // The server gives up when the client does: a statement that nobody waits for must not linger.
-            .options([("statement_timeout", config.timeout.as_millis().to_string())]);
+        let options = options(config)?;
         let pool = pool(config.connections, config.timeout).connect_lazy_with(options);
         Ok(Self { pool, timeout: config.timeout })
     }
@@ -121,6 +114,21 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// How each connection is made.
+fn options(config: &StoreConfig) -> Result<PgConnectOptions, CallError> {
+    let options = PgConnectOptions::from_str(config.url.expose_secret()).map_err(|_| {
+        CallError::NotSent(
+            "the database URL cannot be read: postgres://USER:PASSWORD@HOST:PORT/DATABASE is its form".into(),
+        )
+    })?;
+    Ok(options
+        .application_name(&config.application)
+        // Each call is logged where it is decided upon, with fence and outcome.
+        .disable_statement_logging()
+        // The server gives up when the client does: a statement that nobody waits for must not linger.
+        .options([("statement_timeout", config.timeout.as_millis().to_string())]))
 }
 
 /// A call is one round trip, so a connection that was just in use is taken as it is; one that has been idle may have died
