@@ -16,6 +16,15 @@ const PURE: &[&str] = &[
     "src/reconcile/status.rs",
     "src/worker/objects.rs",
     "src/epoch/step.rs",
+    "src/doctor/finding.rs",
+    "src/doctor/facts.rs",
+    "src/doctor/database.rs",
+    "src/doctor/logins.rs",
+    "src/doctor/activity.rs",
+    "src/doctor/cluster.rs",
+    "src/doctor/policies.rs",
+    "src/doctor/rights.rs",
+    "src/doctor/configuration.rs",
 ];
 
 fn root() -> PathBuf {
@@ -196,4 +205,27 @@ fn every_word_that_a_condition_can_have_as_its_reason_is_documented() {
         }
     }
     assert!(missing.is_empty(), "docs/modeldeployment.md does not explain {missing:?}");
+}
+
+#[test]
+fn every_finding_of_the_doctor_is_documented_and_produced_in_a_test() {
+    let is_name = |text: &&str| {
+        let (area, name) = text.split_once('/').unwrap_or_default();
+        ["database", "cluster", "configuration"].contains(&area)
+            && !name.is_empty()
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    };
+    let literals = |folder: &str| -> BTreeSet<String> {
+        let text: String = files(folder, ".rs").iter().map(|file| read(file)).collect();
+        text.split('"').filter(is_name).map(str::to_owned).collect()
+    };
+    let there = literals("src/doctor");
+    assert!(there.len() > 70, "only {} were found", there.len());
+    let page = read("docs/doctor.md");
+    let documented: BTreeSet<String> = quoted(&page).filter(is_name).map(str::to_owned).collect();
+    assert_eq!(there, documented, "src/doctor and docs/doctor.md");
+    // A test names a finding where it asserts that it was made.
+    let produced = literals("tests/doctor");
+    let never: Vec<_> = there.difference(&produced).collect();
+    assert!(never.is_empty(), "no test in tests/doctor produces {never:?}");
 }

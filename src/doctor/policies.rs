@@ -9,6 +9,8 @@ use crate::manifests::{self, Account, Settings};
 
 const AGAIN: &str =
     "palisade crd --with-policy | kubectl apply --server-side -f - (with the accounts that you gave it before)";
+const BACK: &str = "palisade crd --with-policy | kubectl replace -f - (with the accounts that you gave it before); an apply would leave \
+    what others added";
 const STALE: &str = "the policies refuse what a replaced worker still writes to objects: without them nothing does";
 
 /// The objects of this kind and name, as they were found.
@@ -78,7 +80,7 @@ fn one(kind: &str, name: &str, expected: &Value, found: &Value) -> Option<Findin
                 "cluster/binding-not-denying",
                 format!("the binding {name} has validationActions {}", found["spec"]["validationActions"]),
                 "the policy only warns or notes: a stale write is let through",
-                AGAIN,
+                BACK,
             ));
         }
     } else if found["spec"]["failurePolicy"] != "Fail" {
@@ -86,7 +88,7 @@ fn one(kind: &str, name: &str, expected: &Value, found: &Value) -> Option<Findin
             "cluster/policy-fails-open",
             format!("the admission policy {name} has failurePolicy {}", found["spec"]["failurePolicy"]),
             "where it cannot be evaluated, a stale write is let through",
-            AGAIN,
+            BACK,
         ));
     }
     let place = difference(&expected["spec"], &found["spec"], "spec")?;
@@ -99,7 +101,7 @@ fn one(kind: &str, name: &str, expected: &Value, found: &Value) -> Option<Findin
         check,
         format!("the {what} {name} is not this program's: {place} differs"),
         "it was changed, or is another release's: what it refuses is not known",
-        AGAIN,
+        BACK,
     ))
 }
 
@@ -136,7 +138,7 @@ pub(super) fn crd(chart: &mut Chart, found: Option<&Value>, pre: bool) {
             "cluster/crd-different",
             format!("the CRD of ModelDeployment is not this program's: {place} differs"),
             "a field that it does not know is dropped in silence; its rules keep a status from going back",
-            INSTALL,
+            "palisade crd | kubectl replace -f -; an apply would leave what others added",
         )
     } else {
         Finding::ok("cluster/crd", format!("{version}, this program's"))

@@ -51,13 +51,21 @@ impl Server {
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         ));
-        let url = launch(&dir, &["--remove"]);
+        let url = launch(&dir, &["--remove"], "off");
+        Server { dir, url, owned: true }
+    }
+
+    /// One that is set as a server should be, with fsync.
+    pub fn durable() -> Server {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("palisade-test-{}-{number}", std::process::id()));
+        let url = launch(&dir, &["--remove"], "on");
         Server { dir, url, owned: true }
     }
 
     /// Goes on with the same data on the same port, after `crash` or `stop`.
     pub fn start_again(&self) {
-        assert_eq!(launch(&self.dir, &[]), self.url, "the port was kept");
+        assert_eq!(launch(&self.dir, &[], "off"), self.url, "the port was kept");
     }
 
     pub fn stop(&self) {
@@ -193,7 +201,7 @@ impl Backup {
     }
 
     fn start(self) -> Server {
-        let url = launch(&self.0, &[]);
+        let url = launch(&self.0, &[], "off");
         Server { dir: self.0, url, owned: true }
     }
 }
@@ -218,30 +226,30 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn script(args: &[&str]) -> std::process::Output {
+fn script(args: &[&str], fsync: &str) -> std::process::Output {
     Command::new("hack/postgres.sh")
         .args(args)
         .current_dir(root())
-        .env("PALISADE_PG_FSYNC", std::env::var("PALISADE_PG_FSYNC").unwrap_or_else(|_| "off".into()))
+        .env("PALISADE_PG_FSYNC", std::env::var("PALISADE_PG_FSYNC").unwrap_or_else(|_| fsync.into()))
         .stdin(Stdio::null())
         .output()
         .expect("hack/postgres.sh runs")
 }
 
-fn launch(dir: &Path, options: &[&str]) -> String {
+fn launch(dir: &Path, options: &[&str], fsync: &str) -> String {
     let (dir, parent) = (dir.to_string_lossy(), std::process::id().to_string());
-    let out = script(&[&["start", &dir, "--parent", &parent], options].concat());
+    let out = script(&[&["start", &dir, "--parent", &parent], options].concat(), fsync);
     assert!(out.status.success(), "Postgres starts: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).expect("a URL").trim().to_owned()
 }
 
 fn stop(dir: &Path) {
-    script(&["stop", &dir.to_string_lossy()]);
+    script(&["stop", &dir.to_string_lossy()], "off");
 }
 
 /// Runs a program of the server's own version (pg_dump, …) and returns what it printed.
 pub fn run_program(args: &[&str]) -> String {
-    let out = script(&[&["run"], args].concat());
+    let out = script(&[&["run"], args].concat(), "off");
     assert!(out.status.success(), "{}: {}", args[0], String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).expect("UTF-8")
 }
