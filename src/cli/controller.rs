@@ -86,7 +86,7 @@ impl Keep {
     }
 }
 
-fn keep(text: &str) -> Result<Duration, String> {
+pub(super) fn keep(text: &str) -> Result<Duration, String> {
     let day = Duration::from_secs(24 * 3600);
     let days = text.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
     let span = match days.and_then(|days| day.checked_mul(days)) {

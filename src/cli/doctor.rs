@@ -63,6 +63,10 @@ pub(super) struct Args {
     #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = super::worker::poll)]
     poll: Span,
 
+    /// The --keep-events of controllers
+    #[arg(long, default_value = "7d", env = "PALISADE_KEEP_EVENTS", value_name = "DURATION", value_parser = super::controller::keep)]
+    keep_events: Duration,
+
     /// Namespace of Palisade's own objects
     #[arg(long, default_value = SYSTEM_NAMESPACE, env = "PALISADE_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
     namespace: String,
@@ -144,6 +148,7 @@ async fn visit(args: Args) -> Result<Visit, Error> {
             pre: args.pre,
         },
         configuration: Configuration { ttl: args.ttl.duration(), poll: args.poll.duration(), unreadable, unknown },
+        keep_events: args.keep_events,
         only: args.only,
         measure_writes: args.measure_writes,
         timeout,

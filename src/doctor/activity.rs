@@ -1,5 +1,7 @@
 //! What the server is set to, and what goes on in it. Pure.
 
+use std::time::Duration;
+
 use super::facts::{Activity, Backend, Server, Upkeep};
 use super::finding::{Chart, Finding};
 
@@ -9,8 +11,8 @@ const HEADROOM: i64 = 20;
 const OLD_MILLIS: i64 = 60_000;
 /// From here on a transaction that does nothing is in the way: a heartbeat would have come.
 const IDLE_MILLIS: i64 = 10_000;
-/// Upkeep removes what is older than a week; a month is a sign that it does not run.
-const UNCLEANED_MILLIS: i64 = 30 * 24 * 3600 * 1000;
+/// Upkeep goes in small batches; what should have gone more than a day ago is a sign that it does not run.
+const LATE: Duration = Duration::from_secs(24 * 3600);
 
 /// A setting of the server's, as this connection has it.
 pub(super) fn setting<'a>(server: &'a Server, name: &str) -> &'a str {
@@ -144,17 +146,19 @@ fn oldest(chart: &mut Chart, found: &Activity) {
     }
 }
 
-pub(super) fn upkeep(found: &Upkeep) -> Finding {
-    let what =
-        found.oldest_millis.map_or("nothing to clean".to_owned(), |age| format!("the oldest row is {} old", span(age)));
-    if found.oldest_millis.is_none_or(|age| age < UNCLEANED_MILLIS) {
+pub(super) fn upkeep(found: &Upkeep, kept: Duration) -> Finding {
+    let oldest = Duration::from_millis(u64::try_from(found.oldest_millis.unwrap_or(0)).unwrap_or(0));
+    let what = found
+        .oldest_millis
+        .map_or("there are no events".to_owned(), |age| format!("the oldest event is {} old", span(age)));
+    if oldest <= kept + LATE {
         return Finding::ok("database/upkeep", what);
     }
     Finding::warning(
         "database/upkeep-behind",
         what,
         "the leading controller removes what is old; if it does not, tables grow without end",
-        "does a controller lead? palisade lease show controller/default, and its log",
+        "does a controller lead? palisade lease show controller/default, and its log. Told to keep events for longer? --keep-events",
     )
 }
 

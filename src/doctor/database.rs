@@ -1,6 +1,8 @@
 //! The database: connection, server, schema, epoch. Pure. What is set for logins is in `logins.rs`, what goes on in
 //! the server in `activity.rs`.
 
+use std::time::Duration;
+
 use super::facts::{Answers, DatabaseFacts, Functions, NoConnection, Rights, Schema, Server, Target, Trip};
 use super::finding::{Chart, Finding, Looked};
 use super::{activity, logins};
@@ -11,9 +13,10 @@ const OLDEST: i64 = 15;
 /// A clock that is further off than this confuses people who read logs.
 const CLOCK_MILLIS: i64 = 1000;
 
-/// All that can be said about the database; `pre`: nothing is installed yet, and nothing is missed.
+/// All that can be said about the database. `pre`: nothing is installed yet, and nothing is missed; `kept`: how long the
+/// controller keeps events.
 #[must_use]
-pub fn check(facts: &DatabaseFacts, pre: bool) -> Vec<Finding> {
+pub fn check(facts: &DatabaseFacts, pre: bool, kept: Duration) -> Vec<Finding> {
     let answers = match &facts.answers {
         Ok(answers) => answers,
         Err((why, message)) => return vec![no_connection(*why, message, facts.target.as_ref())],
@@ -39,7 +42,7 @@ pub fn check(facts: &DatabaseFacts, pre: bool) -> Vec<Finding> {
             chart.add(may_migrate(rights));
         }
     } else if installed {
-        in_use(&mut chart, answers);
+        in_use(&mut chart, answers, kept);
     }
     if let Some(found) = chart.seen("other connections", &answers.activity) {
         activity::transactions(&mut chart, found);
@@ -312,7 +315,7 @@ fn may_migrate(rights: &Rights) -> Finding {
 }
 
 /// What matters once the schema is there.
-fn in_use(chart: &mut Chart, answers: &Answers) {
+fn in_use(chart: &mut Chart, answers: &Answers, kept: Duration) {
     let standby = answers.server.as_ref().is_ok_and(|server| server.standby);
     if !standby && let Some(status) = chart.seen("the epoch", &answers.epoch) {
         chart.add(epoch(status));
@@ -320,8 +323,8 @@ fn in_use(chart: &mut Chart, answers: &Answers) {
     if let (Some(roles), Ok(server)) = (chart.seen("roles", &answers.roles), &answers.server) {
         logins::check(chart, roles, server);
     }
-    if let Some(upkeep) = chart.seen("the oldest rows", &answers.upkeep) {
-        chart.add(activity::upkeep(upkeep));
+    if let Some(upkeep) = chart.seen("the oldest event", &answers.upkeep) {
+        chart.add(activity::upkeep(upkeep, kept));
     }
 }
 

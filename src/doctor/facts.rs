@@ -229,10 +229,10 @@ pub struct Prepared {
     pub millis: i64,
 }
 
-/// The oldest rows of what is cleaned by age.
+/// The oldest row of what is cleaned by age.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Upkeep {
-    /// Of the outbox or the refusals, in milliseconds.
+    /// Of the outbox, in milliseconds.
     pub oldest_millis: Option<i64>,
 }
 

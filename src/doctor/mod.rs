@@ -55,6 +55,8 @@ pub struct Visit {
     pub wanted: Wanted,
     /// Times and variables.
     pub configuration: Configuration,
+    /// How long the controller keeps events.
+    pub keep_events: Duration,
     /// Only this; absent: everything.
     pub only: Option<Area>,
     /// Open one session, send some heartbeats, close it: the one thing that writes.
@@ -65,7 +67,7 @@ pub struct Visit {
 
 /// Looks at everything that it was asked to look at.
 pub async fn visit(visit: Visit, clock: &Clock) -> Report {
-    let Visit { database, client, wanted, configuration, only, measure_writes, timeout } = visit;
+    let Visit { database, client, wanted, configuration, keep_events, only, measure_writes, timeout } = visit;
     let pre = wanted.pre;
     let wants = |area| only.is_none_or(|only| only == area);
     // Also for the cluster alone: its epoch is compared with the database's.
@@ -81,7 +83,7 @@ pub async fn visit(visit: Visit, clock: &Clock) -> Report {
     let mut findings = Vec::new();
     if wants(Area::Database) {
         findings.extend(match &of_database {
-            Some(facts) => database::check(facts, pre),
+            Some(facts) => database::check(facts, pre, keep_events),
             None => vec![nowhere()],
         });
     }

@@ -189,6 +189,7 @@ async fn what_should_have_been_cleaned_away_is_noticed() {
     database(&db.url(), &[]).await.finds("database/upkeep", "ok");
     db.connect().await.run("UPDATE palisade.event SET at = at - interval '40 days'").await;
     assert!(database(&db.url(), &[]).await.finds("database/upkeep-behind", "warning").contains("40 d"));
+    database(&db.url(), &["--keep-events", "40d"]).await.finds("database/upkeep", "ok");
 }
 
 #[tokio::test]

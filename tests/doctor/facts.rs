@@ -70,7 +70,11 @@ fn healthy() -> (Target, Answers) {
 fn found(pre: bool, change: impl FnOnce(&mut Target, &mut Answers)) -> Vec<Finding> {
     let (mut target, mut answers) = healthy();
     change(&mut target, &mut answers);
-    database::check(&DatabaseFacts { target: Some(target), answers: Ok(answers) }, pre)
+    database::check(
+        &DatabaseFacts { target: Some(target), answers: Ok(answers) },
+        pre,
+        Duration::from_secs(7 * 24 * 3600),
+    )
 }
 
 #[track_caller]

@@ -114,11 +114,10 @@ SELECT json_build_object(
               WHERE a.ours AND NOT t.ssl AND NOT (a.client_addr <<= '127.0.0.0/8' OR a.client_addr = '::1'))
 ) AS facts";
 
-/// The oldest rows of what is cleaned by age. Needs a right to read.
+/// The oldest row of the outbox, which is cleaned by age. Needs a right to read.
 pub(super) const UPKEEP: &str = "
-SELECT json_build_object('oldest_millis', (extract(epoch FROM clock_timestamp() - least(
-    (SELECT e.at FROM palisade.event AS e ORDER BY e.id LIMIT 1),
-    (SELECT r.at FROM palisade.refusal AS r ORDER BY r.id LIMIT 1))) * 1000)::bigint) AS facts";
+SELECT json_build_object('oldest_millis', (extract(epoch FROM clock_timestamp() -
+    (SELECT e.at FROM palisade.event AS e ORDER BY e.id LIMIT 1)) * 1000)::bigint) AS facts";
 
 /// Whether this login may migrate an empty database. From Postgres 16 on, a role is granted by whoever has its ADMIN
 /// option; before, CREATEROLE was enough.
