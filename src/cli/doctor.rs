@@ -5,13 +5,14 @@ use std::time::Duration;
 use clap::{Args as _, CommandFactory};
 use secrecy::SecretString;
 
+use super::controller::namespace;
 use super::output::{OutputArgs, Style, Tone, visible};
 use super::process::{between, ttl};
 use super::{Cli, Context, Error, Output};
 use crate::cluster;
 use crate::crd::Span;
 use crate::doctor::{self, Area, Configuration, Finding, Report, Severity, Visit, Wanted};
-use crate::manifests::{self, Account, NameError, SYSTEM_NAMESPACE, Settings};
+use crate::manifests::{Account, SYSTEM_NAMESPACE, Settings};
 use crate::store::StoreConfig;
 
 /// Check database, cluster and configuration: what is wrong, why it matters, what to do
@@ -72,7 +73,7 @@ pub(super) struct Args {
     namespace: String,
 
     /// Palisade looks after this namespace only: rights are asked for there [default: in all]
-    #[arg(long, value_parser = namespace, value_name = "NAMESPACE")]
+    #[arg(long, env = "PALISADE_WATCH_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
     watch_namespace: Option<String>,
 
     /// ServiceAccount of the workers; may be given several times [default: those that policies and roles name]
@@ -97,10 +98,6 @@ enum FailOn {
     Error,
     /// The report is all that is wanted.
     Never,
-}
-
-fn namespace(text: &str) -> Result<String, NameError> {
-    manifests::check_label(text).map(|()| text.to_owned())
 }
 
 fn timeout(text: &str) -> Result<Span, String> {

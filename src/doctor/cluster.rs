@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use super::finding::{Chart, Finding, Looked};
 use super::policies::{self, Found};
 use super::rights::Right;
-use crate::epoch::{EpochObject, Step, next_step};
+use crate::epoch::{Attention, Cause, EpochObject, EpochView, Step};
 use crate::manifests::{Account, Settings};
-use crate::store::EpochStatus;
 
 /// The oldest Kubernetes that is supported.
 const OLDEST: (u32, u32) = (1, 33);
@@ -61,9 +60,9 @@ pub struct Answers {
     pub epoch: Looked<Option<Result<EpochObject, String>>>,
 }
 
-/// All that can be said about the cluster. `database`: what the database says of its epoch.
+/// All that can be said about the cluster. `view`: the epoch as database and cluster have it, where both were asked.
 #[must_use]
-pub fn check(facts: &ClusterFacts, database: Option<&EpochStatus>, pre: bool) -> Vec<Finding> {
+pub fn check(facts: &ClusterFacts, view: Option<&Looked<EpochView>>, pre: bool) -> Vec<Finding> {
     let answers = match &facts.answers {
         Ok(answers) => answers,
         Err((why, message)) => return vec![no_cluster(*why, message)],
@@ -90,7 +89,7 @@ pub fn check(facts: &ClusterFacts, database: Option<&EpochStatus>, pre: bool) ->
         }
     } else {
         installed(&mut chart, answers);
-        epoch(&mut chart, answers, database);
+        epoch(&mut chart, answers, view);
     }
     chart.finish(
         "cluster/unseen",
@@ -269,7 +268,7 @@ fn words<'a>(rights: impl Iterator<Item = &'a Right>) -> Vec<String> {
     objects.into_iter().map(|(object, verbs)| format!("{} {object}", verbs.join(", "))).collect()
 }
 
-fn epoch(chart: &mut Chart, answers: &Answers, database: Option<&EpochStatus>) {
+fn epoch(chart: &mut Chart, answers: &Answers, view: Option<&Looked<EpochView>>) {
     const POLICIES: &str = "the policies compare each fence with this object: while it is missing or damaged, every fenced write \
         is refused; what serves goes on serving";
     let place = format!("ConfigMap {}/{}", answers.settings.namespace(), crate::manifests::EPOCH_OBJECT);
@@ -284,39 +283,54 @@ fn epoch(chart: &mut Chart, answers: &Answers, database: Option<&EpochStatus>) {
             ));
         }
         Some(Err(message)) => {
-            return chart.add(Finding::error(
-                "cluster/epoch-object-damaged",
-                message.clone(),
-                POLICIES,
-                format!(
-                    "kubectl delete configmap {1} -n {0}: a running controller makes it anew",
-                    answers.settings.namespace(),
-                    crate::manifests::EPOCH_OBJECT
-                ),
-            ));
+            let action = Cause::ObjectDamaged.action();
+            return chart.add(Finding::error("cluster/epoch-object-damaged", message.clone(), POLICIES, action));
         }
         Some(Ok(object)) => object,
     };
-    let Some(status) = database else {
-        return chart.add(Finding::ok("cluster/epoch", format!("the object has epoch {}", object.number)));
+    let of_object = Finding::ok("cluster/epoch", format!("the object has epoch {}", object.number));
+    let Some(view) = view.and_then(|looked| chart.seen("the fences in use", looked)) else {
+        return chart.add(of_object);
     };
-    let stored = status.number.map_or("none".to_owned(), |number| number.to_string());
-    chart.add(match next_step(status, Some(object), false) {
-        Step::Confirm { stored, allocated } => Finding::error(
-            "cluster/epoch-lost",
-            format!("the database has epoch {stored}, and had {allocated} before, on the same timeline"),
-            "it was restored to an older state, or is a branch that was left: going on with the wrong one loses what the \
-             right one has",
-            "is it the right one? Then start one controller with --adopt-epoch, once; else mend DATABASE_URL",
-        ),
-        Step::Fine(number) => Finding::ok("cluster/epoch", format!("object and database have epoch {number}")),
+    if let Some(attention) = &view.attention {
+        return chart.add(needs_a_person(attention));
+    }
+    chart.add(match view.next {
+        Some(Step::Fine { number }) => {
+            Finding::ok("cluster/epoch", format!("object and database have epoch {number}, and no fence is ahead of it"))
+        }
         // The database's own finding says that it has none; the object waits for the controller.
-        _ if !status.established => Finding::ok("cluster/epoch", format!("the object has epoch {}", object.number)),
+        _ if !view.database.established => of_object,
         _ => Finding::error(
             "cluster/epoch-differs",
-            format!("the object has epoch {} of {}, the database {stored} of {}", object.number, object.incarnation, status.incarnation),
+            format!(
+                "the object has epoch {} of {}, the database {} of {}",
+                object.number,
+                object.incarnation,
+                view.database.number.unwrap_or(0),
+                view.database.incarnation
+            ),
             "two databases for one cluster, or a number that was put there by hand: fences of the lower one are refused",
             "name the same database to doctor and controllers. If they do, a running controller mends it within seconds",
         ),
     });
+}
+
+/// What no controller decides by itself.
+fn needs_a_person(attention: &Attention) -> Finding {
+    let (check, why) = match attention.cause {
+        Cause::LostBranch => (
+            "cluster/epoch-lost",
+            "no controller goes on with it by itself: with the wrong one, what the right one has would be lost",
+        ),
+        Cause::ObjectDamaged => ("cluster/epoch-object-damaged", "every fenced write is refused"),
+        Cause::FenceAhead => (
+            "cluster/fence-ahead",
+            "its present owner's fences are lower: whatever he writes to this object is refused",
+        ),
+        Cause::UsedUp => {
+            ("cluster/epochs-used-up", "after the next restart of Postgres nothing could be granted any more")
+        }
+    };
+    Finding::error(check, attention.message.clone(), why, attention.action)
 }

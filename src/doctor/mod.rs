@@ -31,6 +31,7 @@ pub use finding::{Finding, Looked, Report, Severity, Unseen};
 pub use look::{Wanted, cluster_facts};
 
 use crate::clock::Clock;
+use crate::epoch::{Allocator, EpochView};
 use crate::store::{self, Store, StoreConfig};
 
 /// What to look at.
@@ -70,7 +71,7 @@ pub async fn visit(visit: Visit, clock: &Clock) -> Report {
     let Visit { database, client, wanted, configuration, keep_events, only, measure_writes, timeout } = visit;
     let pre = wanted.pre;
     let wants = |area| only.is_none_or(|only| only == area);
-    // Also for the cluster alone: its epoch is compared with the database's.
+    // Also for the cluster alone: its epoch object is compared with the database's epoch.
     let asked_database = async {
         match &database {
             Some(config) => Some(store::database_facts(config, clock).await),
@@ -78,7 +79,7 @@ pub async fn visit(visit: Visit, clock: &Clock) -> Report {
         }
     };
     let asked_cluster =
-        async { if wants(Area::Cluster) { Some(cluster_facts(client, &wanted, timeout).await) } else { None } };
+        async { if wants(Area::Cluster) { Some(cluster_facts(client.clone(), &wanted, timeout).await) } else { None } };
     let (of_database, of_cluster) = tokio::join!(asked_database, asked_cluster);
     let mut findings = Vec::new();
     if wants(Area::Database) {
@@ -88,8 +89,13 @@ pub async fn visit(visit: Visit, clock: &Clock) -> Report {
         });
     }
     if let Some(facts) = &of_cluster {
-        let answers = of_database.as_ref().and_then(|facts| facts.answers.as_ref().ok());
-        findings.extend(cluster::check(facts, answers.and_then(|answers| answers.epoch.as_ref().ok()), pre));
+        let view = match (&database, client) {
+            (Some(config), Ok(client)) if !pre && has_epoch(of_database.as_ref()) => {
+                Some(look_at_epoch(config, client, &wanted, timeout).await)
+            }
+            _ => None,
+        };
+        findings.extend(cluster::check(facts, view.as_ref(), pre));
     }
     if wants(Area::Configuration) {
         let beats = match &database {
@@ -100,6 +106,24 @@ pub async fn visit(visit: Visit, clock: &Clock) -> Report {
         findings.extend(configuration::check(&configuration, trips, beats.as_ref()));
     }
     findings.into()
+}
+
+/// Whether the database answers for its epoch at all.
+fn has_epoch(facts: Option<&facts::DatabaseFacts>) -> bool {
+    facts.and_then(|facts| facts.answers.as_ref().ok()).is_some_and(|answers| answers.epoch.is_ok())
+}
+
+/// The epoch as a controller sees it. It lists what carries a fence, which may take some questions more.
+async fn look_at_epoch(config: &StoreConfig, client: Client, wanted: &Wanted, timeout: Duration) -> Looked<EpochView> {
+    let store = Store::new(config).map_err(|e| Unseen::NoAnswer(e.to_string()))?;
+    let allocator = Allocator::new(store.clone(), client, wanted.settings.namespace(), wanted.watched.as_deref());
+    let view = tokio::time::timeout(timeout * 4, allocator.inspect()).await;
+    store.close().await;
+    // Who may see the object may not be let to list the others: why there is no view does not matter much here.
+    match view {
+        Ok(view) => view.map_err(|error| Unseen::NotAllowed(error.to_string())),
+        Err(_) => Err(Unseen::NoAnswer(format!("within {:?}", timeout * 4))),
+    }
 }
 
 fn nowhere() -> Finding {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{StatusCode, Uri};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use palisade::manifests::{self, Settings};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::ran::{Ran, run};
-use crate::support::cluster::{Cluster, from_json, wait_until};
+use crate::support::cluster::{Cluster, fence, from_json, wait_until};
 use crate::support::postgres::Db;
 
 const NAMESPACE: &str = "palisade-system";
@@ -279,13 +279,43 @@ async fn an_epoch_object_that_is_not_the_databases_is_told_by_what_is_wrong() {
             json!({"epoch": "5", "incarnation": incarnation, "establishedAt": taken}),
             "cluster/epoch-lost",
             "error",
-            "had 5",
+            "has epoch 1, and the cluster has given epoch 5",
         ),
         (json!({"epoch": "5", "incarnation": "9/1/1/1/1"}), "cluster/epoch-differs", "error", "epoch 5 of 9/1/1/1/1"),
     ] {
         let namespace = it.epoch_object(data).await;
-        let what = it.doctor_with(&db, &["--namespace", &namespace]).await.finds(check, severity);
+        let args = ["--namespace", &namespace, "--watch-namespace", &namespace];
+        let what = it.doctor_with(&db, &args).await.finds(check, severity);
         assert!(what.contains(says), "{check}: {what}");
+    }
+}
+
+#[tokio::test]
+async fn a_fence_that_was_never_granted_is_named_with_what_cures_it() {
+    let it = installed().await;
+    let db = Db::new().await;
+    let incarnation = db.connect().await.text("SELECT incarnation FROM palisade.epoch_status()").await;
+    // Somebody took the policies away, wrote it, and put them back.
+    for policy in ["palisade-fence", "palisade-fence-epoch", "palisade-fence-create"] {
+        it.delete("ValidatingAdmissionPolicyBinding", policy).await;
+    }
+    for (epoch, check) in [(7, "cluster/fence-ahead"), (2_097_151, "cluster/epochs-used-up")] {
+        let namespace = it
+            .epoch_object(json!({"epoch": "1", "incarnation": incarnation, "establishedAt": "2026-01-01T00:00:00Z"}))
+            .await;
+        let service: Service = from_json(json!({
+            "metadata": {"name": "churn", "labels": {manifests::DEPLOYMENT_LABEL: "churn"},
+                "annotations": {manifests::FENCE_ANNOTATION: fence(epoch, 1, 1)}},
+            "spec": {"ports": [{"port": 80}]},
+        }));
+        let services: Api<Service> = Api::namespaced(it.cluster.admin().await, &namespace);
+        wait_until("the policies are out of force", || async {
+            services.create(&PostParams::default(), &service).await.map(drop)
+        })
+        .await;
+        let args = ["--namespace", &namespace, "--watch-namespace", &namespace];
+        let what = it.doctor_with(&db, &args).await.exits(8).finds(check, "error");
+        assert!(what.contains(&format!("Service {namespace}/churn")), "{what}");
     }
 }
 

@@ -47,13 +47,13 @@ async fn a_session_is_opened_only_when_writes_are_to_be_measured() {
 async fn variables_that_cannot_be_read_or_that_nobody_reads_are_named() {
     let env = [
         ("PALISADE_LISTEN", "8080"),
-        ("PALISADE_WATCH_NAMESPACE", "Not A Name"),
+        ("PALISADE_KEEP_LEDGER", "forever"),
         ("PALISADE_WORKERNAME", "one"),
         ("PALISADE_WORKER_NAME", "two"),
     ];
     let ran = run(&env, &["--only", "configuration"]).await;
     let what = ran.exits(8).finds("configuration/variable", "error");
-    assert!(what.contains("PALISADE_LISTEN") && what.contains("PALISADE_WATCH_NAMESPACE"), "each by itself: {what}");
+    assert!(what.contains("PALISADE_LISTEN") && what.contains("PALISADE_KEEP_LEDGER"), "each by itself: {what}");
     assert_eq!(ran.finds("configuration/variable-unknown", "warning"), "nothing reads PALISADE_WORKERNAME");
     assert!(!ran.out.contains("WORKER_NAME"), "{}", ran.out);
 }
