@@ -251,7 +251,7 @@ fn functions(chart: &mut Chart, found: &Functions) {
     for (names, what) in [
         (&found.changed, "were changed"),
         (&found.missing, "are missing"),
-        (&found.open, "do not run as palisade_owner with its search path"),
+        (&found.open, "run with other rights than they were made with"),
     ] {
         if !names.is_empty() {
             problems.push(format!("{} {what}", list(names)));

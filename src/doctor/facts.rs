@@ -133,7 +133,7 @@ pub struct Functions {
     pub changed: Vec<String>,
     /// They are in this program's migrations, and not in the database.
     pub missing: Vec<String>,
-    /// They are granted, but do not run as the owner, with the owner's search path.
+    /// They have another owner, other rights or another search path than they were made with.
     pub open: Vec<String>,
     /// Everybody may call them.
     pub public: Vec<String>,

@@ -188,7 +188,9 @@ struct Function {
     name: String,
     source: String,
     public: bool,
-    open: bool,
+    definer: bool,
+    owned: bool,
+    path: bool,
 }
 
 impl Catalogue {
@@ -198,14 +200,27 @@ impl Catalogue {
         let names = |wanted: &dyn Fn(&Function) -> bool| -> Vec<String> {
             self.functions.iter().filter(|f| wanted(f)).map(|f| f.name.clone()).collect()
         };
-        let made = ours.split("\nCREATE FUNCTION palisade.").skip(1).filter_map(|rest| rest.split('(').next());
-        let mut missing: Vec<String> =
-            made.filter(|name| !self.functions.iter().any(|f| f.name == *name)).map(str::to_owned).collect();
+        // Name, and what stands between it and the body: whose rights it has, and with which search path.
+        let made = ours.split("\nCREATE FUNCTION palisade.").skip(1).filter_map(|rest| rest.split_once('('));
+        let heads: Vec<_> = made.map(|(name, rest)| (name, rest.split("AS $").next().unwrap_or(rest))).collect();
+        let mut missing: Vec<String> = heads
+            .iter()
+            .filter(|(name, _)| !self.functions.iter().any(|f| f.name == *name))
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
         missing.dedup();
+        let as_made = |f: &Function, head: &str| {
+            f.definer == head.contains("SECURITY DEFINER")
+                && f.path == head.contains("SET search_path = pg_catalog, palisade, pg_temp")
+        };
+        let open = |f: &Function| {
+            let mut own = heads.iter().filter(|(name, _)| f.name == *name).peekable();
+            own.peek().is_some() && !(f.owned && own.any(|(_, head)| as_made(f, head)))
+        };
         Functions {
             changed: names(&|f| !ours.contains(&f.source)),
             missing,
-            open: names(&|f| f.open),
+            open: names(&open),
             public: names(&|f| f.public),
             unvacuumed: self.unvacuumed,
         }

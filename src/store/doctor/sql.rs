@@ -46,10 +46,9 @@ SELECT json_build_object(
             'name', p.proname,
             'source', p.prosrc,
             'public', EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a WHERE a.grantee = 0),
-            'open', EXISTS (SELECT FROM aclexplode(p.proacl) AS a JOIN pg_roles AS g ON g.oid = a.grantee
-                            WHERE g.rolname LIKE 'palisade\\_%' AND g.rolname <> 'palisade_owner')
-                    AND NOT (p.prosecdef AND o.rolname = 'palisade_owner'
-                             AND coalesce('search_path=pg_catalog, palisade, pg_temp' = ANY (p.proconfig), false))
+            'definer', p.prosecdef,
+            'owned', o.rolname = 'palisade_owner',
+            'path', coalesce('search_path=pg_catalog, palisade, pg_temp' = ANY (p.proconfig), false)
         ) ORDER BY p.proname), '[]')
         FROM pg_proc AS p JOIN pg_roles AS o ON o.oid = p.proowner
         WHERE p.pronamespace = (SELECT n.oid FROM pg_namespace AS n WHERE n.nspname = 'palisade')),
