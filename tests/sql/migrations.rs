@@ -2,7 +2,7 @@
 
 use palisade::store::{MigrateError, migrate};
 
-use crate::support::postgres::{Conn, Db, root, run_program, shared_server};
+use crate::support::postgres::{Conn, Db, Server, root, run_program, shared_server};
 
 /// A database that nobody has migrated yet.
 async fn empty(name: &str) -> (String, Conn) {
@@ -151,6 +151,48 @@ async fn the_owner_of_a_database_may_migrate_it_once_the_roles_are_there() {
     assert!(done.is_ok(), "{done:?}");
     let again = migrate(&url).await.expect("and again");
     assert_eq!(again.applied, 0);
+}
+
+/// As on a managed service, where nobody is given a superuser. From Postgres 16 on, a role that made another one is a
+/// member of it, and may yet not act as it.
+#[tokio::test]
+async fn a_role_with_createrole_that_may_grant_the_predefined_roles_migrates_from_the_beginning() {
+    let server = tokio::task::spawn_blocking(Server::start).await.expect("a server");
+    let mut admin = Conn::open(&server.url).await;
+    admin.run("CREATE ROLE creator LOGIN CREATEROLE").await;
+    admin.run("CREATE DATABASE first OWNER creator").await;
+    admin.run("CREATE DATABASE second OWNER creator").await;
+    let first = server.url_of("creator", "first");
+    if server_version(&mut admin).await >= 160_000 {
+        let error = migrate(&first).await.expect_err("it may not grant what it does not administer").to_string();
+        assert!(error.contains("GRANT pg_read_all_stats TO palisade_owner"), "it says what helps: {error}");
+        admin.run("GRANT pg_read_all_stats, pg_signal_backend TO creator WITH ADMIN OPTION").await;
+    }
+    migrate(&first).await.expect("it applies");
+    migrate(&server.url_of("creator", "second")).await.expect("and in another database, where the roles are there");
+    assert_eq!(migrate(&first).await.expect("and again").applied, 0);
+    let mut conn = Conn::open(&server.url_of("postgres", "first")).await;
+    let owner = "SELECT string_agg(DISTINCT pg_get_userbyid(proowner), ',') FROM pg_proc
+                 WHERE pronamespace = 'palisade'::regnamespace";
+    assert_eq!(conn.text(owner).await, "palisade_owner");
+}
+
+/// The test matrix says which one it wants: tests on another one would prove nothing.
+#[tokio::test]
+async fn the_tests_run_on_the_version_of_postgres_that_was_asked_for() {
+    let db = Db::new().await;
+    let mut conn = db.connect().await;
+    let version = server_version(&mut conn).await / 10_000;
+    assert!(version >= 15, "{version}");
+    if let Ok(wanted) = std::env::var("PALISADE_PG_VERSION")
+        && !wanted.is_empty()
+    {
+        assert_eq!(version.to_string(), wanted);
+    }
+}
+
+async fn server_version(conn: &mut Conn) -> i64 {
+    conn.text("SELECT current_setting('server_version_num')").await.parse().expect("a number")
 }
 
 #[tokio::test]

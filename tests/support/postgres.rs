@@ -96,8 +96,6 @@ impl Server {
         while Path::new(&format!("/proc/{postmaster}")).exists() && began.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
         }
-        // It still says "ready", and a start would believe it before the recovery has begun.
-        let _ = std::fs::remove_file(self.dir.join("data/postmaster.pid"));
     }
 
     pub fn postmaster(&self) -> i32 {
