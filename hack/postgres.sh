@@ -71,7 +71,6 @@ unpack_wheel() {
   case $(uname -sm) in
     'Linux x86_64') platform=manylinux_2_28_x86_64 ;;
     'Linux aarch64') platform=manylinux_2_28_aarch64 ;;
-    'Darwin arm64') platform=macosx_11_0_arm64 ;;
     *) die "no Postgres $PALISADE_PG_VERSION to unpack for $(uname -sm): set PALISADE_PG_BIN to the folder of its programs" ;;
   esac
   mkdir -p "$tools"
@@ -177,6 +176,7 @@ start() {
   set_as
   if running "$dir" postgres; then die "a Postgres runs in $dir already (PID $REPLY)"; fi
   stop "$dir" # what an earlier run that was killed may have left
+  buried "$dir"
   [[ -z $remove ]] || mark_removable "$dir"
   prepare "$dir"
   dir=$(cd "$dir" && pwd -P)
@@ -204,6 +204,18 @@ start() {
 strays() {
   find /proc -maxdepth 2 -path '/proc/[0-9]*/cwd' -printf '%l\t%h\n' 2>/dev/null |
     awk -F '\t' -v data="$1/data" '$1 == data { sub("/proc/", "", $2); print $2 }'
+}
+
+# buried DIR: waits until a server that was killed has left the table of processes.
+# Until its parent has taken note of its death, the next one takes it for alive.
+buried() {
+  local pid deadline=$((SECONDS + 10))
+  { read -r pid <"$1/data/postmaster.pid"; } 2>/dev/null || return 0
+  while [[ -e /proc/$pid ]] && ((SECONDS < deadline)); do
+    proc_start "$pid"
+    [[ -z $REPLY ]] || return 0 # another process was given its PID
+    pause 0.01
+  done
 }
 
 stop() {
