@@ -157,6 +157,7 @@ pub struct Metrics {
     table_bytes: Family<ByTable, Gauge>,
     reconciles: Family<ByResult, Counter>,
     reconcile_duration: Histogram,
+    surveyed: Counter,
     leader: Known<Gauge>,
     epoch: Known<Gauge>,
     epoch_established: Known<Gauge>,
@@ -227,6 +228,7 @@ impl Metrics {
             table_bytes: add(r, "table_bytes", "What a table takes on the disk, with its indexes", Family::default()),
             reconciles: add(r, "reconciles", "Reconciliations of a ModelDeployment", Family::default()),
             reconcile_duration: add(r, "reconcile_duration_seconds", "How long they took", Fast.new_metric()),
+            surveyed: add(r, "surveyed", "ModelDeployments that a survey found to need no look", Counter::default()),
             leader: add(r, "leader", "Whether this controller leads", Known::default()),
             epoch: add(r, "epoch", "The epoch's number, as last seen", Known::default()),
             epoch_established: add(
@@ -262,6 +264,11 @@ impl Metrics {
     pub fn reconciled(&self, result: ResultLabel, took: Duration) {
         self.reconciles.get_or_create(&ByResult { result }).inc();
         self.reconcile_duration.observe(took.as_secs_f64());
+    }
+
+    /// A survey found that a ModelDeployment needs no look.
+    pub fn surveyed(&self) {
+        self.surveyed.inc();
     }
 
     /// A fenced write to the cluster ended.

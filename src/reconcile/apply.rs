@@ -40,6 +40,11 @@ pub struct Applied {
 }
 
 impl Applied {
+    /// The plan is the one that is wanted.
+    pub(super) fn kept(observed: Observed) -> Self {
+        Self { observed, blocked: None, removing: false }
+    }
+
     /// A deletion under way.
     pub(super) fn removing(observed: Observed) -> Self {
         Self { observed, blocked: None, removing: true }
@@ -69,7 +74,7 @@ pub(super) async fn apply(
     decision: Decision,
 ) -> Result<Applied, Error> {
     let wanted = match decision {
-        Decision::Keep => return Ok(Applied { observed, blocked: None, removing: false }),
+        Decision::Keep => return Ok(Applied::kept(observed)),
         Decision::Blocked(problem) => return Ok(Applied { observed, blocked: Some(problem), removing: false }),
         Decision::Put(wanted) => wanted,
     };

@@ -8,14 +8,15 @@ use std::time::Duration;
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Service;
 use kube::Client;
-use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{self, ObjectRef, store::Writer};
 use tokio::sync::{Notify, RwLock, mpsc, watch};
 
 use super::drift::Index;
 use super::lead::Tenure;
 pub use super::outline::Meta;
+use super::outline::Thin;
 use super::upkeep::Retention;
 use super::validate::Problem;
 use crate::clock::{Clock, Moment};
@@ -25,7 +26,9 @@ use crate::metrics::Metrics;
 use crate::store::Store;
 
 /// A Deployment, as far as it is watched.
-pub type DeploymentMeta = PartialObjectMeta<Deployment>;
+pub(super) type ThinDeployment = Thin<Deployment, true>;
+/// A Service, as far as it is watched.
+pub(super) type ThinService = Thin<Service, false>;
 
 /// How a replica works.
 #[derive(Clone, Debug)]
@@ -119,6 +122,8 @@ pub struct Context {
     pub(super) attention: watch::Sender<Option<Attention>>,
     /// A plan may have lost its CR.
     pub(super) sweep_hint: Notify,
+    /// A watch began anew: what happened meanwhile is not known one by one.
+    pub(super) survey_hint: Notify,
     one: mpsc::Sender<ObjectRef<Meta>>,
     all: mpsc::Sender<()>,
     memory: Mutex<HashMap<ObjectRef<Meta>, Memory>>,
@@ -160,6 +165,7 @@ impl Context {
             epoch_hint: Arc::default(),
             attention: watch::Sender::new(None),
             sweep_hint: Notify::new(),
+            survey_hint: Notify::new(),
             one,
             all,
             memory: Mutex::default(),

@@ -34,6 +34,7 @@ pub(super) struct Index {
     objects: Mutex<HashMap<ObjectRef<Meta>, Objects>>,
     /// Whether Deployments and Services were listed completely.
     known: [std::sync::atomic::AtomicBool; 2],
+    completed: tokio::sync::Notify,
 }
 
 impl Index {
@@ -59,10 +60,29 @@ impl Index {
         if let Some(flag) = self.known.get(list) {
             flag.store(known, std::sync::atomic::Ordering::SeqCst);
         }
+        if self.is_complete() {
+            self.completed.notify_waiters();
+        }
+    }
+
+    /// Whether both lists are complete.
+    pub(super) fn is_complete(&self) -> bool {
+        self.known.iter().all(|known| known.load(std::sync::atomic::Ordering::SeqCst))
+    }
+
+    /// Waits until both lists are complete.
+    pub(super) async fn complete(&self) {
+        loop {
+            let completed = self.completed.notified();
+            if self.is_complete() {
+                return;
+            }
+            completed.await;
+        }
     }
 
     fn of(&self, key: &ObjectRef<Meta>) -> Option<Objects> {
-        if !self.known.iter().all(|known| known.load(std::sync::atomic::Ordering::SeqCst)) {
+        if !self.is_complete() {
             return None;
         }
         let objects = self.objects.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -94,11 +114,25 @@ impl Drift {
     }
 }
 
-/// Compares, and remembers since when they differ.
-pub(super) fn judge(context: &Context, key: &ObjectRef<Meta>, object: &ModelDeployment, observed: &Observed) -> Drift {
+/// How the cluster differs from what was recorded for this CR.
+fn found(context: &Context, key: &ObjectRef<Meta>, object: &ModelDeployment, observed: &Observed) -> Option<String> {
     let found = context.objects.of(key);
     let own = observed.plan.as_ref().is_some_and(|plan| Some(plan.uid) == uid_of(object));
-    let difference = found.filter(|_| own).and_then(|objects| difference(observed, &objects));
+    found.filter(|_| own).and_then(|objects| difference(observed, &objects))
+}
+
+/// Whether nothing differs, as far as is known.
+pub(super) fn settled(context: &Context, key: &ObjectRef<Meta>, object: &ModelDeployment, observed: &Observed) -> bool {
+    let settled = found(context, key, object, observed).is_none();
+    if settled {
+        context.remember(key, |memory| memory.drift_since = None);
+    }
+    settled
+}
+
+/// Compares, and remembers since when they differ.
+pub(super) fn judge(context: &Context, key: &ObjectRef<Meta>, object: &ModelDeployment, observed: &Observed) -> Drift {
+    let difference = found(context, key, object, observed);
     let now = context.clock.now();
     let mut drift = Drift::None;
     context.remember(key, |memory| {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open a session ─▶ acquire, again and again ─▶ Tenure ─▶ lost, or asked to stop ─▶ every look ended ─▶ start over
-//!                                                 └─ the outbox, the sweep, maintenance, figures: in this task
+//!                                                 └─ the outbox, surveys, the sweep, maintenance, figures: in this task
 //! ```
 
 use std::collections::HashSet;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Role, key_of};
-use super::{sweep, upkeep};
+use super::{survey, sweep, upkeep};
 use crate::lease::{AcquireError, Lease, Session, SessionConfig, SessionError};
 use crate::outcome::{Reason, Rejection};
 use crate::retry::{around, jitter};
@@ -161,11 +161,11 @@ async fn rule(context: &Arc<Context>, lease: Lease, stop: &CancellationToken) ->
     context.metrics.leads(true);
     let tenure = Arc::new(Tenure { lease, stopping: stop.clone() });
     *context.role.write().await = Role::Leading(Arc::clone(&tenure));
-    context.trigger_all();
     tokio::select! {
         biased;
         () = tenure.over() => {}
         () = outbox(context, cursor) => {}
+        () = survey::survey(context) => {}
         () = sweep::sweep(context, &tenure) => {}
         () = upkeep::end_blockers(context) => {}
         () = upkeep::clean(context) => {}

@@ -8,6 +8,7 @@
 //! the CR, and      what the schema      the plan that       fenced       what people       status and events
 //! one query        cannot say           is wanted           write        should see        written
 //!
+//! survey.rs     all CRs in bulk: which of them need a look
 //! finalize.rs   a CR that is being deleted, also while there is no database        sweep.rs   a plan without a CR
 //! ```
 //!
@@ -27,6 +28,7 @@ mod observe;
 pub mod outline;
 mod report;
 pub mod status;
+mod survey;
 mod sweep;
 pub mod upkeep;
 pub mod validate;
@@ -56,7 +58,7 @@ const CONCURRENCY: u16 = 16;
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long looks may go on after the process was asked to stop. They are told to end at once.
 const FAREWELL: Duration = Duration::from_secs(15);
-/// How often a CR is looked at when nothing happens: a net under lost triggers.
+/// How often all CRs are surveyed when nothing happens: a net under lost triggers.
 const LOOK_AGAIN: Duration = Duration::from_secs(300);
 
 /// Why a look at a CR came to no end. It is repeated, later each time.
@@ -121,7 +123,7 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     );
 }
 
-/// The loop that looks at CRs: by watch, by trigger, all of them when the role changes.
+/// The loop that looks at CRs: by watch, by trigger, all of them when there is no database.
 async fn looks(context: Arc<Context>, triggers: context::Triggers, stop: CancellationToken) {
     let context::Triggers { one, all, crs } = triggers;
     let objects = watch::modeldeployments(Arc::clone(&context), crs);
@@ -210,10 +212,10 @@ async fn look_as_leader(context: &Context, tenure: &Tenure, key: &ObjectRef<Meta
     Ok(next_look(&applied, &drift))
 }
 
-/// When to look again, if nothing happens.
+/// When to look again, if nothing happens. Where nothing is awaited, the next survey sees to it.
 fn next_look(applied: &apply::Applied, drift: &drift::Drift) -> Action {
-    let wait = drift.look_again().into_iter().chain(applied.look_again()).min().unwrap_or(LOOK_AGAIN);
-    Action::requeue(around(wait))
+    let wait = drift.look_again().into_iter().chain(applied.look_again()).min();
+    wait.map_or_else(Action::await_change, |wait| Action::requeue(around(wait)))
 }
 
 /// When to look again after a failure: with full jitter, later each time.

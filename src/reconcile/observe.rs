@@ -10,7 +10,7 @@ use super::context::Context;
 use super::outline::{Meta, Outline};
 use super::{Error, call, decide};
 use crate::crd::ModelDeployment;
-use crate::store::Observed;
+use crate::store::{Observed, Question};
 
 /// A CR, as far as it could be read.
 pub(super) enum Read {
@@ -45,16 +45,32 @@ pub(super) async fn read(context: &Context, key: &ObjectRef<Meta>) -> Result<Rea
 
 /// What the registry knows of a CR, and of what its spec names.
 pub(super) async fn registry(context: &Context, object: &ModelDeployment) -> Result<Observed, Error> {
+    Ok(context.store.observe(question(object)).await?)
+}
+
+/// The same of many, in their order, by one query.
+pub(super) async fn registry_of_all<'a>(
+    context: &Context,
+    objects: impl Iterator<Item = &'a ModelDeployment>,
+) -> Result<Vec<Observed>, Error> {
+    Ok(context.store.observe_all(objects.map(question).collect()).await?)
+}
+
+fn question(object: &ModelDeployment) -> Question {
     let model = &object.spec.model;
-    // Both are given only where the schema is not enforced: then validation says so.
-    let alias = model.alias.as_deref().filter(|_| model.version.is_none());
-    let promote = object.spec.promote_alias.as_deref();
-    Ok(context.store.observe(&decide::resource(object), &model.name, model.version, alias, promote).await?)
+    Question {
+        deployment: decide::resource(object),
+        model: model.name.clone(),
+        version: model.version,
+        // Both are given only where the schema is not enforced: then validation says so.
+        alias: model.alias.clone().filter(|_| model.version.is_none()),
+        promote: object.spec.promote_alias.clone(),
+    }
 }
 
 /// What the registry knows of a resource whose CR is gone, unreadable, or going.
 pub(super) async fn bare(context: &Context, resource: &str) -> Result<Observed, Error> {
-    Ok(context.store.observe(resource, "", None, None, None).await?)
+    Ok(context.store.observe(Question { deployment: resource.to_owned(), ..Question::default() }).await?)
 }
 
 /// Whether our finalizer is on it.

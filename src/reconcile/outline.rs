@@ -1,4 +1,4 @@
-//! A ModelDeployment without its spec, and without what anybody may nest as deep as they like.
+//! Objects as they are watched: a ModelDeployment without its spec, and without what anybody may nest as deep as they like.
 //!
 //! `managedFields` repeats the field names of the spec: whoever nests a pod template 150 levels deep makes an object whose
 //! *metadata* no JSON parser with a limit reads. One such object must not stop the watch of all others. So only the fields
@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -13,37 +14,47 @@ use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Deserializer};
 
-use crate::crd::{ModelDeployment, ModelDeploymentStatus};
+use crate::crd::{ModelDeployment, ModelDeploymentSpec, ModelDeploymentStatus};
+use crate::manifests::names::{DEPLOYMENT_LABEL, REVISION_LABEL};
 
 /// A ModelDeployment, as it is watched.
-#[derive(Clone, Debug, Default)]
-pub struct Meta {
-    /// Name, namespace, UID, versions, deletion, finalizers.
+pub type Meta = Thin<ModelDeployment, true>;
+
+/// An object of kind `K`, of which little is kept; with `METADATA`, only its metadata is asked for.
+#[derive(Clone, Debug)]
+pub struct Thin<K, const METADATA: bool> {
+    /// Name, namespace, UID, versions, deletion, finalizers, Palisade's labels.
     pub metadata: ObjectMeta,
+    /// A Service's.
+    pub selector: Option<BTreeMap<String, String>>,
+    kind: PhantomData<fn() -> K>,
 }
 
-impl Resource for Meta {
+impl<K, const METADATA: bool> Resource for Thin<K, METADATA>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
     type DynamicType = ();
     type Scope = NamespaceResourceScope;
 
     fn metadata_api() -> bool {
-        true
+        METADATA
     }
 
     fn kind(dt: &()) -> Cow<'_, str> {
-        ModelDeployment::kind(dt)
+        K::kind(dt)
     }
 
     fn group(dt: &()) -> Cow<'_, str> {
-        ModelDeployment::group(dt)
+        K::group(dt)
     }
 
     fn version(dt: &()) -> Cow<'_, str> {
-        ModelDeployment::version(dt)
+        K::version(dt)
     }
 
     fn plural(dt: &()) -> Cow<'_, str> {
-        ModelDeployment::plural(dt)
+        K::plural(dt)
     }
 
     fn meta(&self) -> &ObjectMeta {
@@ -55,16 +66,45 @@ impl Resource for Meta {
     }
 }
 
-impl<'de> Deserialize<'de> for Meta {
+impl<'de, K, const METADATA: bool> Deserialize<'de> for Thin<K, METADATA> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
         struct Object {
-            #[serde(default)]
             metadata: Fields,
+            spec: Spec,
         }
-        let Object { metadata } = Object::deserialize(deserializer)?;
-        Ok(Self { metadata: metadata.into() })
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Spec {
+            selector: Option<BTreeMap<String, String>>,
+        }
+        // Of a ModelDeployment that is read whole, the spec is nobody's business here.
+        if METADATA {
+            let Watched { metadata } = Watched::deserialize(deserializer)?;
+            return Ok(Self { metadata: metadata.into(), selector: None, kind: PhantomData });
+        }
+        let Object { metadata, spec } = Object::deserialize(deserializer)?;
+        Ok(Self { metadata: metadata.into(), selector: spec.selector, kind: PhantomData })
     }
+}
+
+#[derive(Deserialize)]
+struct Watched {
+    #[serde(default)]
+    metadata: Fields,
+}
+
+/// Reads a whole ModelDeployment, but of its metadata only what matters.
+pub(super) fn read(text: &str) -> serde_json::Result<ModelDeployment> {
+    #[derive(Deserialize)]
+    struct Object {
+        metadata: Fields,
+        spec: ModelDeploymentSpec,
+        status: Option<ModelDeploymentStatus>,
+    }
+    let Object { metadata, spec, status } = serde_json::from_str(text)?;
+    Ok(ModelDeployment { metadata: metadata.into(), spec, status })
 }
 
 /// The fields of an object's metadata that matter here.
@@ -78,14 +118,19 @@ struct Fields {
     generation: Option<i64>,
     deletion_timestamp: Option<Time>,
     finalizers: Option<Vec<String>>,
+    labels: Option<BTreeMap<String, String>>,
     // A watch's bookmarks are told by them.
     annotations: Option<BTreeMap<String, String>>,
 }
 
 impl From<Fields> for ObjectMeta {
     fn from(fields: Fields) -> Self {
-        let Fields { name, namespace, uid, resource_version, generation, deletion_timestamp, finalizers, annotations } =
-            fields;
+        let Fields { name, namespace, uid, resource_version, generation, deletion_timestamp, .. } = fields;
+        let Fields { finalizers, labels, annotations, .. } = fields;
+        let ours = |mut map: BTreeMap<String, String>| {
+            map.retain(|label, _| [DEPLOYMENT_LABEL, REVISION_LABEL].contains(&&**label));
+            map
+        };
         // Users keep whole manifests in annotations; none of it is worth memory here.
         let annotations = annotations.filter(|map| map.contains_key("k8s.io/initial-events-end"));
         Self {
@@ -96,6 +141,7 @@ impl From<Fields> for ObjectMeta {
             generation,
             deletion_timestamp,
             finalizers,
+            labels: labels.map(ours).filter(|map| !map.is_empty()),
             annotations,
             ..Self::default()
         }
@@ -118,7 +164,7 @@ impl Outline {
         struct Status {
             status: Option<ModelDeploymentStatus>,
         }
-        let Meta { metadata } = serde_json::from_str(text).ok()?;
+        let Meta { metadata, .. } = serde_json::from_str(text).ok()?;
         metadata.name.as_ref()?;
         let status = serde_json::from_str::<Status>(text).ok().and_then(|object| object.status);
         Some(Self { metadata, status, why })

@@ -42,6 +42,12 @@ impl News {
     }
 }
 
+/// Whether a status would be written.
+pub(super) fn says_something_new(object: &ModelDeployment, applied: &Applied) -> bool {
+    let new = status::status(object, applied, Clock::wall());
+    !object.status.as_ref().is_some_and(|old| status::same(old, &new))
+}
+
 /// Writes the status, if it says something new, under a revision that only the current leader is given.
 pub(super) async fn report(
     context: &Context,

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::Service;
 use kube::runtime::reflector::{self, ObjectRef, store::Writer};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, DeploymentMeta, Meta};
+use super::context::{Context, Meta, ThinDeployment, ThinService};
 use super::drift::Objects;
 use crate::manifests::names::{DEPLOYMENT_LABEL, REVISION_LABEL};
 
@@ -32,7 +31,11 @@ pub(super) fn modeldeployments(
     let objects = watch(api::<Meta>(&context), watcher::Config::default()).default_backoff();
     reflector::reflector(writer, objects)
         .inspect(move |event| match event {
-            Ok(Event::InitDone) => context.readiness.ready("cluster"),
+            Ok(Event::InitDone) => {
+                context.readiness.ready("cluster");
+                // What changed while nobody watched is found by a survey, not by a look at each.
+                context.survey_hint.notify_one();
+            }
             Ok(Event::Delete(object)) => {
                 context.forget(&ObjectRef::from_obj(object));
                 // Usually its plan is gone already; without a finalizer it is not.
@@ -41,14 +44,20 @@ pub(super) fn modeldeployments(
             Ok(_) => {}
             Err(error) => context.readiness.not_ready("cluster", error.to_string()),
         })
-        .applied_objects()
+        .filter_map(|event| async {
+            match event {
+                Ok(Event::Apply(object)) => Some(Ok(object)),
+                Ok(_) => None,
+                Err(error) => Some(Err(error)),
+            }
+        })
 }
 
 /// Keeps the index of objects, and has a CR looked at when one of its objects comes or goes.
 pub(super) async fn drift(context: Arc<Context>, stop: CancellationToken) {
     let labelled = || watcher::Config::default().labels(DEPLOYMENT_LABEL);
-    let deployments = watch(api::<DeploymentMeta>(&context), labelled()).default_backoff();
-    let services = watch(api::<Service>(&context), labelled()).default_backoff();
+    let deployments = watch(api::<ThinDeployment>(&context), labelled()).default_backoff();
+    let services = watch(api::<ThinService>(&context), labelled()).default_backoff();
     tokio::select! {
         () = stop.cancelled() => {}
         () = follow(&context, 0, deployments, |objects| objects.deployments.clear(), put_deployment) => {}
@@ -59,7 +68,7 @@ pub(super) async fn drift(context: Arc<Context>, stop: CancellationToken) {
 /// Puts an object into the index, or takes it out.
 type Put<K> = fn(&mut Objects, &K, bool);
 
-fn put_deployment(objects: &mut Objects, object: &DeploymentMeta, there: bool) {
+fn put_deployment(objects: &mut Objects, object: &ThinDeployment, there: bool) {
     if there {
         objects.deployments.insert(object.name_any(), object.labels().get(REVISION_LABEL).cloned());
     } else {
@@ -67,11 +76,10 @@ fn put_deployment(objects: &mut Objects, object: &DeploymentMeta, there: bool) {
     }
 }
 
-fn put_service(objects: &mut Objects, object: &Service, there: bool) {
+fn put_service(objects: &mut Objects, object: &ThinService, there: bool) {
     // Only the Service of the CR's own name is Palisade's.
     if object.labels().get(DEPLOYMENT_LABEL) == Some(&object.name_any()) {
-        let selector = object.spec.as_ref().and_then(|spec| spec.selector.clone()).unwrap_or_default();
-        objects.service = there.then_some(selector);
+        objects.service = there.then(|| object.selector.clone().unwrap_or_default());
     }
 }
 
@@ -92,7 +100,9 @@ async fn follow<K: kube::Resource>(
             }
             Ok(Event::InitDone) => {
                 context.objects.set_known(list, true);
-                context.trigger_all();
+                if context.objects.is_complete() {
+                    context.survey_hint.notify_one();
+                }
                 continue;
             }
             Ok(Event::InitApply(object)) => (object, true, true),

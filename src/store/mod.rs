@@ -39,7 +39,7 @@ pub use epochs::EpochStatus;
 pub use history::{Entry, LeaseRow, OperationRow};
 pub use migrate::{MigrateError, Migrated, migrate};
 pub(crate) use naive::Naive;
-pub use plans::{Event, EventCursor, Figures, Observed, PlanRow, Takeover, VersionState};
+pub use plans::{Event, EventCursor, Figures, Observed, PlanRow, Question, Takeover, VersionState};
 pub use registry::{Model, Version};
 pub use schema::{SchemaState, schema_state};
 pub use sessions::{Claimed, Claims, Heartbeat, Held, Loss, OperationState};

@@ -11,6 +11,21 @@ use super::{Address, Store};
 use crate::outcome::Rejection;
 use crate::plan::{Deployment, Plan};
 
+/// What the controller asks about a deployment: what its spec names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    /// The deployment's resource.
+    pub deployment: String,
+    /// The registered model.
+    pub model: String,
+    /// Its version, if the spec names one.
+    pub version: Option<i64>,
+    /// The alias that is followed.
+    pub alias: Option<String>,
+    /// The alias that is moved.
+    pub promote: Option<String>,
+}
+
 /// Everything that the controller decides from, read in one round trip.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Observed {
@@ -119,22 +134,45 @@ impl Store {
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn observe(
-        &self,
-        deployment: &str,
-        model: &str,
-        version: Option<i64>,
-        alias: Option<&str>,
-        promote: Option<&str>,
-    ) -> Result<Observed, CallError> {
+    pub async fn observe(&self, question: Question) -> Result<Observed, CallError> {
+        let Question { deployment, model, version, alias, promote } = question;
         let statement = sqlx::query("SELECT palisade.observe($1, $2, $3, $4, $5) AS observed")
-            .bind(deployment.to_owned())
-            .bind(model.to_owned())
+            .bind(deployment)
+            .bind(model)
             .bind(version)
-            .bind(alias.map(str::to_owned))
-            .bind(promote.map(str::to_owned));
+            .bind(alias)
+            .bind(promote);
         let row = self.row("observe", self.timeout, statement).await?;
         from_json("what the registry knows", get(&row, "observed")?)
+    }
+
+    /// The same of many, in their order, in one round trip.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn observe_all(&self, questions: Vec<Question>) -> Result<Vec<Observed>, CallError> {
+        let (mut deployments, mut models, mut versions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut aliases, mut promotes) = (Vec::new(), Vec::new());
+        for Question { deployment, model, version, alias, promote } in questions {
+            deployments.push(deployment);
+            models.push(model);
+            versions.push(version);
+            aliases.push(alias);
+            promotes.push(promote);
+        }
+        let statement = sqlx::query(
+            "SELECT palisade.observe(w.deployment, w.model, w.version, w.alias, w.promote) AS observed \
+             FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::text[]) \
+                  WITH ORDINALITY AS w(deployment, model, version, alias, promote, place) \
+             ORDER BY w.place",
+        )
+        .bind(deployments)
+        .bind(models)
+        .bind(versions)
+        .bind(aliases)
+        .bind(promotes);
+        let rows = self.rows("observe_all", self.timeout, statement).await?;
+        rows.iter().map(|row| from_json("what the registry knows", get(row, "observed")?)).collect()
     }
 
     /// All plans, by name. Needs the role `palisade_reader`.

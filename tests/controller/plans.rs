@@ -72,6 +72,38 @@ async fn a_look_that_finds_nothing_new_writes_nothing() {
 }
 
 #[tokio::test]
+async fn a_new_leader_looks_only_at_those_that_changed_while_nobody_led() {
+    let stage = Stage::new("survey").await;
+    let first = stage.replica("a").await;
+    stage.point("champion", 1).await;
+    for (name, spec) in [
+        ("rests", json!({})),
+        ("edited", json!({})),
+        ("followed", json!({"model": {"version": null, "alias": "champion"}})),
+    ] {
+        stage.create(name, spec).await;
+        stage.status(name, "planned", |s| s.observed_generation == Some(1) && s.rollout == Some(1)).await;
+    }
+    first.stop().await;
+
+    let second = stage.replica("b").await;
+    let surveyed = async || if second.surveyed() >= 3 { Ok(()) } else { Err(format!("{}", second.surveyed())) };
+    wait_until("all were surveyed", surveyed).await;
+    assert_eq!(second.looks(), 0, "there was nothing to do");
+    second.stop().await;
+
+    let rests = stage.crs.get("rests").await.expect("there");
+    stage.patch("edited", json!({"spec": {"replicas": 3}})).await;
+    stage.point("champion", 2).await;
+    let third = stage.replica("c").await;
+    stage.planned("edited", "n.generation = 2 AND n.spec->>'replicas' = '3'").await;
+    stage.planned("followed", "n.spec->>'version' = '2'").await;
+    wait_until("the third was surveyed", async || if third.surveyed() > 0 { Ok(()) } else { Err("not yet") }).await;
+    assert_eq!(version_of(&stage.crs.get("rests").await.expect("there")), version_of(&rests));
+    third.stop().await;
+}
+
+#[tokio::test]
 async fn an_alias_is_pinned_and_starts_a_new_rollout_when_it_moves() {
     let stage = Stage::new("alias").await;
     let replica = stage.replica("a").await;

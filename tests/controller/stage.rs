@@ -302,8 +302,17 @@ impl Replica {
 
     /// Looks that ended well.
     pub fn looks(&self) -> u64 {
+        self.count("palisade_reconciles_total{result=\"ok\"} ")
+    }
+
+    /// ModelDeployments for which a survey found nothing to do.
+    pub fn surveyed(&self) -> u64 {
+        self.count("palisade_surveyed_total ")
+    }
+
+    fn count(&self, name: &str) -> u64 {
         let text = self.metrics.print();
-        let line = text.lines().find_map(|line| line.strip_prefix("palisade_reconciles_total{result=\"ok\"} "));
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|n| n.parse().ok()).unwrap_or(0)
     }
 
