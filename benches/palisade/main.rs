@@ -18,8 +18,10 @@ mod load;
 mod locks;
 mod machine;
 mod report;
+mod scale;
 mod sdk;
 mod server;
+mod takeover;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -44,6 +46,8 @@ const SUBJECTS: &[Subject] = &[
     (locks::SUBJECT, |b, s| Box::pin(locks::run(b, s))),
     (heartbeats::SUBJECT, |b, s| Box::pin(heartbeats::run(b, s))),
     (claims::SUBJECT, |b, s| Box::pin(claims::run(b, s))),
+    (takeover::SUBJECT, |b, _| Box::pin(takeover::run(b))),
+    (scale::SUBJECT, |b, s| Box::pin(scale::run(b, s))),
 ];
 
 /// What Palisade costs, side by side with what people use instead

@@ -16,6 +16,8 @@ func main() {
 	}
 	var err error
 	switch command, args := os.Args[1], os.Args[2:]; command {
+	case "election":
+		err = election(args)
 	case "etcd-mutex":
 		err = etcdMutex(args)
 	default:

@@ -46,26 +46,28 @@ impl Server {
     /// A server of its own. `fsync` matters to no test but slows all: a killed process loses nothing that the kernel was
     /// given, so even the crash tests do without. (The benchmarks, where it matters, are started with it.)
     pub fn start() -> Server {
+        Server::start_with(&[])
+    }
+
+    /// With settings of hack/postgres.sh, as environment variables.
+    pub fn start_with(settings: &[(&str, &str)]) -> Server {
         let dir = std::env::temp_dir().join(format!(
             "palisade-test-{}-{}",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         ));
-        let url = launch(&dir, &["--remove"], "off");
+        let url = launch(&dir, &["--remove"], settings);
         Server { dir, url, owned: true }
     }
 
     /// One that is set as a server should be, with fsync.
     pub fn durable() -> Server {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("palisade-test-{}-{number}", std::process::id()));
-        let url = launch(&dir, &["--remove"], "on");
-        Server { dir, url, owned: true }
+        Server::start_with(&[("PALISADE_PG_FSYNC", "on")])
     }
 
     /// Goes on with the same data on the same port, after `crash` or `stop`.
     pub fn start_again(&self) {
-        assert_eq!(launch(&self.dir, &[], "off"), self.url, "the port was kept");
+        assert_eq!(launch(&self.dir, &[], &[]), self.url, "the port was kept");
     }
 
     pub fn stop(&self) {
@@ -193,7 +195,7 @@ impl Backup {
     }
 
     fn start(self) -> Server {
-        let url = launch(&self.0, &[], "off");
+        let url = launch(&self.0, &[], &[]);
         Server { dir: self.0, url, owned: true }
     }
 }
@@ -218,30 +220,31 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn script(args: &[&str], fsync: &str) -> std::process::Output {
+fn script(args: &[&str], settings: &[(&str, &str)]) -> std::process::Output {
     Command::new("hack/postgres.sh")
         .args(args)
         .current_dir(root())
-        .env("PALISADE_PG_FSYNC", std::env::var("PALISADE_PG_FSYNC").unwrap_or_else(|_| fsync.into()))
+        .env("PALISADE_PG_FSYNC", std::env::var("PALISADE_PG_FSYNC").unwrap_or_else(|_| "off".into()))
+        .envs(settings.iter().copied())
         .stdin(Stdio::null())
         .output()
         .expect("hack/postgres.sh runs")
 }
 
-fn launch(dir: &Path, options: &[&str], fsync: &str) -> String {
+fn launch(dir: &Path, options: &[&str], settings: &[(&str, &str)]) -> String {
     let (dir, parent) = (dir.to_string_lossy(), std::process::id().to_string());
-    let out = script(&[&["start", &dir, "--parent", &parent], options].concat(), fsync);
+    let out = script(&[&["start", &dir, "--parent", &parent], options].concat(), settings);
     assert!(out.status.success(), "Postgres starts: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).expect("a URL").trim().to_owned()
 }
 
 fn stop(dir: &Path) {
-    script(&["stop", &dir.to_string_lossy()], "off");
+    script(&["stop", &dir.to_string_lossy()], &[]);
 }
 
 /// Runs a program of the server's own version (pg_dump, …) and returns what it printed.
 pub fn run_program(args: &[&str]) -> String {
-    let out = script(&[&["run"], args].concat(), "off");
+    let out = script(&[&["run"], args].concat(), &[]);
     assert!(out.status.success(), "{}: {}", args[0], String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).expect("UTF-8")
 }

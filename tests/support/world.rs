@@ -43,32 +43,14 @@ impl World {
         });
         let kubeconfig = kubeconfig.await.clone();
         let db = Db::new().await;
-        let planner = Planner::new(&db).await;
+        let planner = Planner::new(db.url()).await;
         let namespace = cluster.namespace(prefix).await;
         World { cluster, db, namespace, kubeconfig, planner, logs: tempfile::tempdir().expect("a folder") }
     }
 
-    /// A plan as the controller would make it. Nothing owns the objects: there is no ModelDeployment.
+    /// See [`spec`].
     pub fn spec(&self, name: &str, version: i64) -> Spec {
-        Spec {
-            namespace: self.namespace.clone(),
-            name: name.into(),
-            model: "churn".into(),
-            version,
-            source: format!("s3://models/churn/{version}"),
-            digest: digest(version),
-            expected_digest: None,
-            replicas: 1,
-            template: json!({"spec": {"containers": [{"name": "model", "image": "registry.example/churn:1"}]}}),
-            port: 8080,
-            strategy: Strategy::BlueGreen,
-            drain_seconds: 0,
-            promote_alias: None,
-            verify_timeout_ms: 60_000,
-            ready_timeout_ms: 60_000,
-            revision_history_limit: 1,
-            owned: false,
-        }
+        spec(&self.namespace, name, version)
     }
 
     pub fn resource(&self, name: &str) -> String {
@@ -108,8 +90,42 @@ impl World {
     }
 }
 
+/// A plan as the controller would make it. Nothing owns the objects: there is no ModelDeployment.
+pub fn spec(namespace: &str, name: &str, version: i64) -> Spec {
+    Spec {
+        namespace: namespace.into(),
+        name: name.into(),
+        model: "churn".into(),
+        version,
+        source: format!("s3://models/churn/{version}"),
+        digest: digest(version),
+        expected_digest: None,
+        replicas: 1,
+        template: json!({"spec": {"containers": [{"name": "model", "image": "registry.example/churn:1"}]}}),
+        port: 8080,
+        strategy: Strategy::BlueGreen,
+        drain_seconds: 0,
+        promote_alias: None,
+        verify_timeout_ms: 60_000,
+        ready_timeout_ms: 60_000,
+        revision_history_limit: 1,
+        owned: false,
+    }
+}
+
 pub fn digest(version: i64) -> String {
     format!("sha256:{version:064x}")
+}
+
+/// The model `churn` in versions 1 to 3.
+pub async fn register(store: &Store) {
+    let model = store.register_model("churn", "", &json!({}), Uuid::new_v4()).await;
+    model.expect("an answer").applied().expect("registered");
+    for version in 1..=3 {
+        let source = format!("s3://models/churn/{version}");
+        let outcome = store.register_version("churn", &source, &digest(version), &json!({}), Uuid::new_v4()).await;
+        outcome.expect("an answer").applied().expect("registered");
+    }
 }
 
 /// Plays the controller: one lease, one plan after the other.
@@ -120,15 +136,10 @@ pub struct Planner {
 }
 
 impl Planner {
-    async fn new(db: &Db) -> Planner {
-        let store = Store::new(&StoreConfig::new(db.url(), "planner")).expect("a store");
-        let model = store.register_model("churn", "", &json!({}), Uuid::new_v4()).await;
-        model.expect("an answer").applied().expect("registered");
-        for version in 1..=3 {
-            let source = format!("s3://models/churn/{version}");
-            let outcome = store.register_version("churn", &source, &digest(version), &json!({}), Uuid::new_v4()).await;
-            outcome.expect("an answer").applied().expect("registered");
-        }
+    /// With the model `churn` in versions 1 to 3.
+    pub async fn new(url: String) -> Planner {
+        let store = Store::new(&StoreConfig::new(url, "planner")).expect("a store");
+        register(&store).await;
         // A long TTL: nothing in these tests is about the controller's own lease.
         let config = SessionConfig::new("planner", Duration::from_secs(600));
         let session = Session::open(store.clone(), config).await.expect("a session");
@@ -142,6 +153,11 @@ impl Planner {
     }
 
     pub async fn put(&self, uid: Uuid, spec: Spec, paused: bool, removed: bool) {
+        self.put_within(uid, spec, paused, removed, Duration::from_secs(5)).await;
+    }
+
+    /// With another time for progress.
+    pub async fn put_within(&self, uid: Uuid, spec: Spec, paused: bool, removed: bool, progress: Duration) {
         let write = Write::PutPlan {
             deployment: resource_of(&spec.namespace, &spec.name),
             uid,
@@ -149,7 +165,7 @@ impl Planner {
             spec: Box::new(spec),
             paused,
             removed,
-            progress: Duration::from_secs(5),
+            progress,
             wake: false,
         };
         self.lease.write(write).await.expect("an answer").applied().expect("planned");
