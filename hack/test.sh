@@ -44,14 +44,14 @@ trap 'exit 143' TERM HUP
 export TMPDIR=$RUN
 cargo test --features failpoints --locked "$@"
 
-# In a short form: what the SQL promises, what the library makes of it, and the stories of
-# failover. That each
-# of these tests can fail was shown above.
+# In a short form: what the SQL promises, what the library makes of it, and the
+# stories of failover. That each of these tests can fail was shown above.
 if (($# == 0)) && [[ -z ${PALISADE_PG_VERSION:-}${PALISADE_PG_BIN:-} ]]; then
   for version in 16 18; do
     say "tests: once more on Postgres $version"
     export PALISADE_PG_VERSION=$version
     "$REPO/hack/postgres.sh" ensure
-    cargo test --features failpoints --locked --test sql --test sdk --test failover -- --skip broken_rules --skip mutation
+    cargo test --features failpoints --locked --test sql --test sdk --test failover -- \
+      --skip broken_rules --skip mutation
   done
 fi

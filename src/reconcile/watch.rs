@@ -9,7 +9,7 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use super::context::{Context, Meta, ThinDeployment, ThinService};
+use super::context::{Context, Meta, Role, ThinDeployment, ThinService};
 use super::drift::Objects;
 use crate::manifests::names::{DEPLOYMENT_LABEL, REVISION_LABEL};
 
@@ -33,7 +33,11 @@ pub(super) fn modeldeployments(
         .inspect(move |event| match event {
             Ok(Event::InitDone) => {
                 context.readiness.ready("cluster");
-                // What changed while nobody watched is found by a survey, not by a look at each.
+                // What changed while nobody watched is found by a survey, not by a look at each. Without a database
+                // there is none. Whoever changes the role at this moment sees to both, after the list is complete.
+                if context.role.try_read().is_ok_and(|role| matches!(&*role, Role::Unavailable(_))) {
+                    context.trigger_all();
+                }
                 context.survey_hint.notify_one();
             }
             Ok(Event::Delete(object)) => {
