@@ -215,7 +215,7 @@ impl Place<'_> {
         let serving = Write::RecordServing {
             uid,
             rollout,
-            step: "drain".into(),
+            step: "drain",
             state: state.clone(),
             model: spec.model.clone(),
             version: spec.version,
