@@ -71,7 +71,7 @@ CREATE UNLOGGED TABLE palisade.established (
     singleton        boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     number           bigint NOT NULL,
     place            text NOT NULL, -- the file that this very row lies in: another database's, or a restored dump's, is another
-    timeline         integer NOT NULL,
+    timeline         text NOT NULL, -- as the names of WAL files begin
     postmaster_start timestamptz NOT NULL
 );
 
@@ -88,7 +88,7 @@ CREATE TABLE palisade.session (
 
 -- The gate. A row is never deleted: its token is the memory of every grant.
 CREATE TABLE palisade.lease (
-    resource    text PRIMARY KEY CHECK (length(resource) BETWEEN 1 AND 512),
+    resource    text COLLATE "C" PRIMARY KEY CHECK (length(resource) BETWEEN 1 AND 512),
     token       bigint NOT NULL CHECK (token >= 0 AND token < 9007199254740992),
     sequence    bigint NOT NULL DEFAULT 0 CHECK (sequence >= 0),
     session     uuid,
@@ -100,7 +100,7 @@ CREATE INDEX lease_session ON palisade.lease (session) WHERE session IS NOT NULL
 
 -- A hung handler loses its lease, though its process beats.
 CREATE TABLE palisade.progress (
-    resource text PRIMARY KEY,
+    resource text COLLATE "C" PRIMARY KEY,
     token    bigint NOT NULL,
     deadline timestamptz NOT NULL
 ) WITH (fillfactor = 50);
@@ -108,7 +108,7 @@ CREATE TABLE palisade.progress (
 -- What a session that is still open has lost; its heartbeat tells it.
 CREATE TABLE palisade.loss (
     session  uuid NOT NULL,
-    resource text NOT NULL,
+    resource text COLLATE "C" NOT NULL,
     token    bigint NOT NULL,
     reason   text NOT NULL,
     at       timestamptz NOT NULL,
@@ -116,7 +116,7 @@ CREATE TABLE palisade.loss (
 );
 
 CREATE TABLE palisade.grant_history (
-    resource    text NOT NULL,
+    resource    text COLLATE "C" NOT NULL,
     token       bigint NOT NULL,
     session     uuid,          -- null: the token was raised by a release or a revocation
     worker      text,
@@ -129,7 +129,7 @@ CREATE TABLE palisade.grant_history (
 
 -- The ledger: what became of each fenced write.
 CREATE TABLE palisade.operation (
-    resource  text NOT NULL,
+    resource  text COLLATE "C" NOT NULL,
     token     bigint NOT NULL,
     sequence  bigint NOT NULL,
     kind      text NOT NULL,
@@ -143,7 +143,7 @@ CREATE TABLE palisade.operation (
 
 CREATE TABLE palisade.refusal (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    resource      text NOT NULL,
+    resource      text COLLATE "C" NOT NULL,
     token         bigint,
     sequence      bigint,
     kind          text NOT NULL,
@@ -164,7 +164,7 @@ CREATE TABLE palisade.request (
 CREATE INDEX request_at ON palisade.request (at);
 
 CREATE TABLE palisade.registered_model (
-    name         text PRIMARY KEY CHECK (name ~ '^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$'),
+    name         text COLLATE "C" PRIMARY KEY CHECK (name ~ '^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$'),
     description  text NOT NULL DEFAULT '',
     tags         jsonb NOT NULL DEFAULT '{}',
     next_version bigint NOT NULL DEFAULT 1, -- a number is never used again
@@ -173,7 +173,7 @@ CREATE TABLE palisade.registered_model (
 
 -- Immutable once registered.
 CREATE TABLE palisade.model_version (
-    model      text NOT NULL REFERENCES palisade.registered_model,
+    model      text COLLATE "C" NOT NULL REFERENCES palisade.registered_model,
     version    bigint NOT NULL CHECK (version > 0),
     source     text NOT NULL CHECK (length(source) BETWEEN 1 AND 4096),
     digest     text NOT NULL CHECK (digest ~ '^sha256:[0-9a-f]{64}$'),
@@ -184,10 +184,10 @@ CREATE TABLE palisade.model_version (
 
 -- A row is never deleted: it carries the token of its last change (the second line behind the gate).
 CREATE TABLE palisade.alias (
-    model      text NOT NULL,
-    alias      text NOT NULL,      -- its form is checked where a row is made: a CHECK would be paid for by each update
+    model      text COLLATE "C" NOT NULL,
+    alias      text COLLATE "C" NOT NULL,      -- its form is checked where a row is made: a CHECK would be paid for by each update
     version    bigint,             -- null: the alias was taken away
-    guard      text,               -- only this resource's owner may change it
+    guard      text COLLATE "C",               -- only this resource's owner may change it
     token      bigint NOT NULL DEFAULT 0,
     updated_at timestamptz NOT NULL,
     PRIMARY KEY (model, alias)
@@ -196,7 +196,7 @@ CREATE INDEX alias_guard ON palisade.alias (guard) WHERE guard IS NOT NULL;
 
 -- What is wanted. The controller is its only writer.
 CREATE TABLE palisade.plan (
-    resource        text PRIMARY KEY,
+    resource        text COLLATE "C" PRIMARY KEY,
     uid             uuid NOT NULL,
     generation      bigint NOT NULL,
     rollout         bigint NOT NULL,  -- counts changes of the plan: also those that no generation shows (an alias moved)
@@ -211,13 +211,13 @@ CREATE TABLE palisade.plan (
 
 -- What is. The deployment's owner is its only writer.
 CREATE TABLE palisade.deployment (
-    resource         text PRIMARY KEY,
+    resource         text COLLATE "C" PRIMARY KEY,
     uid              uuid NOT NULL,
     rollout          bigint NOT NULL,
     step             text NOT NULL,
     step_started_at  timestamptz NOT NULL,
     state            jsonb NOT NULL,
-    serving_model    text,
+    serving_model    text COLLATE "C",
     serving_version  bigint,
     serving_revision text,
     serving_since    timestamptz,
@@ -230,7 +230,7 @@ CREATE TABLE palisade.deployment (
 -- Work that is due: a row while a plan and its deployment differ. What was claimed stays in it, at the end: whoever looks for
 -- work would walk past all that is being worked on, each time.
 CREATE TABLE palisade.queue (
-    resource   text PRIMARY KEY,
+    resource   text COLLATE "C" PRIMARY KEY,
     due_at     timestamptz NOT NULL,
     attempts   integer NOT NULL DEFAULT 0,
     claimed_at timestamptz
@@ -241,7 +241,7 @@ CREATE INDEX queue_turn ON palisade.queue (greatest(due_at, claimed_at));
 CREATE TABLE palisade.event (
     id       bigint GENERATED ALWAYS AS IDENTITY,
     xid      xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    resource text NOT NULL,
+    resource text COLLATE "C" NOT NULL,
     kind     text NOT NULL,
     token    bigint,
     sequence bigint,

@@ -13,22 +13,15 @@ LANGUAGE sql IMMUTABLE AS $$
         (extract(epoch FROM checkpointer_start) * 1000000)::bigint, database)
 $$;
 
-CREATE FUNCTION palisade.timeline() RETURNS integer
-LANGUAGE plpgsql VOLATILE AS $$
-BEGIN
-    -- From the WAL position: pg_control_checkpoint() still reads the old one after a promotion.
-    RETURN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
-END
-$$;
-
--- Which incarnation of the database this is. The checkpointer restarts with every crash of a backend.
+-- Which incarnation of the database this is. The timeline comes from the WAL position: pg_control_checkpoint() still reads
+-- the old one after a promotion. The checkpointer restarts with every crash of a backend.
 CREATE FUNCTION palisade.incarnation(
     OUT system_id bigint, OUT timeline integer, OUT postmaster_start timestamptz,
     OUT checkpointer_start timestamptz, OUT database oid, OUT name text)
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     SELECT c.system_identifier INTO incarnation.system_id FROM pg_catalog.pg_control_system() AS c;
-    timeline := palisade.timeline();
+    timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
     postmaster_start := pg_postmaster_start_time();
     SELECT a.backend_start INTO incarnation.checkpointer_start
         FROM pg_catalog.pg_stat_get_activity(NULL) AS a WHERE a.backend_type = 'checkpointer';
@@ -47,7 +40,7 @@ CREATE VIEW palisade.running_epoch AS
     SELECT e.number FROM palisade.established AS e
     WHERE e.postmaster_start = pg_postmaster_start_time()
       AND e.place = pg_relation_filepath('palisade.established')
-      AND e.timeline = palisade.timeline();
+      AND e.timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8);
 
 CREATE FUNCTION palisade.current_epoch() RETURNS bigint
 LANGUAGE plpgsql VOLATILE AS $$ -- not SQL: such a function is planned anew in each statement, which costs more than it does
@@ -122,7 +115,7 @@ BEGIN
         postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start, established_at = excluded.established_at;
     DELETE FROM palisade.established AS x;
     INSERT INTO palisade.established (number, place, timeline, postmaster_start)
-        VALUES (establish_epoch.number, pg_relation_filepath('palisade.established'), i.timeline, i.postmaster_start);
+        VALUES (establish_epoch.number, pg_relation_filepath('palisade.established'), left(pg_walfile_name(pg_current_wal_lsn()), 8), i.postmaster_start);
     -- By id: the lock order. Their leases are granted anew, under tokens of the new epoch.
     PERFORM FROM palisade.session AS s WHERE s.closed_at IS NULL ORDER BY s.id FOR NO KEY UPDATE;
     UPDATE palisade.session AS s SET closed_at = clock_timestamp() WHERE s.closed_at IS NULL;
@@ -157,12 +150,9 @@ $$;
 
 -- ---------------------------------------------------------------- sessions
 
+-- Stable, as convert_to() is: an immutable one would not be inlined, but parsed anew in each call.
 CREATE FUNCTION palisade.key_hash(key text) RETURNS bytea
-LANGUAGE plpgsql IMMUTABLE AS $$ -- not SQL: convert_to() is stable, so it would not be inlined but parsed in each call
-BEGIN
-    RETURN sha256(convert_to(key, 'UTF8'));
-END
-$$;
+LANGUAGE sql STABLE AS $$ SELECT sha256(convert_to(key, 'UTF8')) $$;
 
 CREATE FUNCTION palisade.milliseconds(span interval) RETURNS bigint
 LANGUAGE sql IMMUTABLE AS $$ SELECT (extract(epoch FROM span) * 1000)::bigint $$;
@@ -615,11 +605,7 @@ END
 $$;
 
 CREATE FUNCTION palisade.args_hash(VARIADIC p_args text[]) RETURNS bytea
-LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    RETURN sha256(convert_to(p_args::text, 'UTF8'));
-END
-$$;
+LANGUAGE sql STABLE AS $$ SELECT sha256(convert_to(p_args::text, 'UTF8')) $$;
 
 CREATE FUNCTION palisade.report_progress(resource text, token bigint, key text, progress interval DEFAULT NULL) RETURNS palisade.answer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$

@@ -196,10 +196,8 @@ END
 $$;
 
 CREATE FUNCTION palisade.alias_json(p_model text, p_alias text, p_version bigint, p_former bigint, p_guard text) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    RETURN jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', p_former, 'guard', p_guard);
-END
+LANGUAGE sql STABLE AS $$
+    SELECT jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', p_former, 'guard', p_guard)
 $$;
 
 -- ---------------------------------------------------------------- fenced: aliases

@@ -425,11 +425,11 @@ const BREAKS: &[(&str, &str)] = &[
     ),
     (
         "epochs::a_copy_of_a_database_has_no_epoch_though_it_carries_the_row_along",
-        "sql ==> CREATE OR REPLACE VIEW palisade.running_epoch AS SELECT e.number FROM palisade.established AS e WHERE e.postmaster_start = pg_postmaster_start_time() AND e.timeline = palisade.timeline()",
+        "sql ==> CREATE OR REPLACE VIEW palisade.running_epoch AS SELECT e.number FROM palisade.established AS e WHERE e.postmaster_start = pg_postmaster_start_time() AND e.timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8)",
     ),
     (
         "epochs::after_a_restart_nothing_is_granted_or_written_until_the_next_epoch_is_established",
-        "sql ==> CREATE OR REPLACE VIEW palisade.running_epoch AS SELECT e.number FROM palisade.established AS e WHERE e.place = pg_relation_filepath('palisade.established') AND e.timeline = palisade.timeline()",
+        "sql ==> CREATE OR REPLACE VIEW palisade.running_epoch AS SELECT e.number FROM palisade.established AS e WHERE e.place = pg_relation_filepath('palisade.established') AND e.timeline = left(pg_walfile_name(pg_current_wal_lsn()), 8)",
     ),
     (
         "epochs::after_a_backends_crash_nothing_is_granted_or_written_until_the_next_epoch_is_established",
