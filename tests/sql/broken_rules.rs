@@ -30,6 +30,10 @@ const BREAKS: &[(&str, &str)] = &[
     ("gate::a_protected_row_refuses_a_token_older_than_its_own", "write_alias ==> p_token >= a.token ==> true"),
     ("gate::a_protected_row_refuses_a_token_older_than_its_own", "write_step ==> p_token >= d.token ==> true"),
     ("gate::a_protected_row_refuses_a_token_older_than_its_own", "put_plan ==> put_plan.token >= x.token ==> true"),
+    (
+        "gate::a_callers_collation_does_not_open_the_gate_under_another_name",
+        "sql ==> ALTER TABLE palisade.lease ALTER COLUMN resource TYPE text COLLATE \"default\"",
+    ),
     // Rule 2.
     (
         "gate::every_change_is_refused_unless_the_isolation_is_read_committed",

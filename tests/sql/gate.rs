@@ -248,3 +248,27 @@ async fn a_short_lease_that_was_granted_behind_a_held_lock_does_not_come_back_ex
     let left = conn.number(&format!("SELECT progress_left_ms FROM palisade.held({})", owner.args())).await;
     assert!(left > 1000, "{left} ms are left of 2000");
 }
+
+#[tokio::test]
+async fn a_callers_collation_does_not_open_the_gate_under_another_name() {
+    let db = Db::new().await;
+    let mut conn = db.connect().await;
+    furnish(&mut conn).await;
+    let careless = "CREATE COLLATION public.careless (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+    if conn.try_run(careless).await.is_err() {
+        return; // a build without ICU
+    }
+    let lease = conn.owner(A).await;
+    let other = format!("'{}' COLLATE public.careless", A.to_uppercase());
+    for call in [
+        format!("check_lease({other}, {}, '{}')", lease.token, lease.session.key),
+        format!("set_alias({other}, {}, 1, '{}', 'm', 'live', 2)", lease.token, lease.session.key),
+        format!("release({other}, {}, 1, '{}')", lease.token, lease.session.key),
+    ] {
+        match conn.try_call(&call).await {
+            Err(failure) => assert!(matches!(failure.code.as_str(), "42P22" | "PS003"), "{call}: {failure:?}"),
+            Ok(answer) => assert_eq!(answer.word(), "rejected: no_lease", "{call}"),
+        }
+    }
+    conn.call(&format!("set_alias({}, 'm', 'live', 2)", lease.fence(1))).await.is("applied");
+}
