@@ -65,20 +65,14 @@ END
 $$;
 ALTER FUNCTION palisade.acquire(id uuid, key text, resource text, progress interval) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.alias_json(p_model text, p_alias text, p_version bigint, p_former bigint, p_guard text) RETURNS jsonb
-    LANGUAGE plpgsql IMMUTABLE
+    LANGUAGE sql STABLE
     AS $$
-BEGIN
-    RETURN jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', p_former, 'guard', p_guard);
-END
+    SELECT jsonb_build_object('model', p_model, 'alias', p_alias, 'version', p_version, 'former', p_former, 'guard', p_guard)
 $$;
 ALTER FUNCTION palisade.alias_json(p_model text, p_alias text, p_version bigint, p_former bigint, p_guard text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.args_hash(VARIADIC p_args text[]) RETURNS bytea
-    LANGUAGE plpgsql IMMUTABLE
-    AS $$
-BEGIN
-    RETURN sha256(convert_to(p_args::text, 'UTF8'));
-END
-$$;
+    LANGUAGE sql STABLE
+    AS $$ SELECT sha256(convert_to(p_args::text, 'UTF8')) $$;
 ALTER FUNCTION palisade.args_hash(VARIADIC p_args text[]) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.begin_call() RETURNS void
     LANGUAGE plpgsql
@@ -454,13 +448,13 @@ END
 $$;
 ALTER FUNCTION palisade.current_epoch() OWNER TO palisade_owner;
 CREATE TABLE palisade.deployment (
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     uid uuid NOT NULL,
     rollout bigint NOT NULL,
     step text NOT NULL,
     step_started_at timestamp with time zone NOT NULL,
     state jsonb NOT NULL,
-    serving_model text,
+    serving_model text COLLATE pg_catalog."C",
     serving_version bigint,
     serving_revision text,
     serving_since timestamp with time zone,
@@ -659,7 +653,7 @@ BEGIN
         postmaster_start = excluded.postmaster_start, checkpointer_start = excluded.checkpointer_start, established_at = excluded.established_at;
     DELETE FROM palisade.established AS x;
     INSERT INTO palisade.established (number, place, timeline, postmaster_start)
-        VALUES (establish_epoch.number, pg_relation_filepath('palisade.established'), i.timeline, i.postmaster_start);
+        VALUES (establish_epoch.number, pg_relation_filepath('palisade.established'), left(pg_walfile_name(pg_current_wal_lsn()), 8), i.postmaster_start);
     -- By id: the lock order. Their leases are granted anew, under tokens of the new epoch.
     PERFORM FROM palisade.session AS s WHERE s.closed_at IS NULL ORDER BY s.id FOR NO KEY UPDATE;
     UPDATE palisade.session AS s SET closed_at = clock_timestamp() WHERE s.closed_at IS NULL;
@@ -906,7 +900,7 @@ CREATE FUNCTION palisade.incarnation(OUT system_id bigint, OUT timeline integer,
     AS $$
 BEGIN
     SELECT c.system_identifier INTO incarnation.system_id FROM pg_catalog.pg_control_system() AS c;
-    timeline := palisade.timeline();
+    timeline := ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
     postmaster_start := pg_postmaster_start_time();
     SELECT a.backend_start INTO incarnation.checkpointer_start
         FROM pg_catalog.pg_stat_get_activity(NULL) AS a WHERE a.backend_type = 'checkpointer';
@@ -935,12 +929,8 @@ END
 $$;
 ALTER FUNCTION palisade.key_fits(p_session uuid, p_key text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.key_hash(key text) RETURNS bytea
-    LANGUAGE plpgsql IMMUTABLE
-    AS $$ -- not SQL: convert_to() is stable, so it would not be inlined but parsed in each call
-BEGIN
-    RETURN sha256(convert_to(key, 'UTF8'));
-END
-$$;
+    LANGUAGE sql STABLE
+    AS $$ SELECT sha256(convert_to(key, 'UTF8')) $$;
 ALTER FUNCTION palisade.key_hash(key text) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.leave(p_resource text, p_token bigint, p_sequence bigint, p_kind text, p_args bytea, p_reason text, p_result jsonb) RETURNS palisade.answer
     LANGUAGE plpgsql
@@ -1187,7 +1177,7 @@ END
 $$;
 ALTER FUNCTION palisade.operation_status(resource text, token bigint, sequence bigint, key text) OWNER TO palisade_owner;
 CREATE TABLE palisade.plan (
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     uid uuid NOT NULL,
     generation bigint NOT NULL,
     rollout bigint NOT NULL,
@@ -1643,7 +1633,7 @@ END
 $$;
 ALTER FUNCTION palisade.release(resource text, token bigint, sequence bigint, key text, retry_in interval) OWNER TO palisade_owner;
 CREATE TABLE palisade.operation (
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     token bigint NOT NULL,
     sequence bigint NOT NULL,
     kind text NOT NULL,
@@ -1763,15 +1753,6 @@ CREATE FUNCTION palisade.sizes() RETURNS TABLE(name text, bytes bigint)
     ORDER BY c.relname
 $$;
 ALTER FUNCTION palisade.sizes() OWNER TO palisade_owner;
-CREATE FUNCTION palisade.timeline() RETURNS integer
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    -- From the WAL position: pg_control_checkpoint() still reads the old one after a promotion.
-    RETURN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
-END
-$$;
-ALTER FUNCTION palisade.timeline() OWNER TO palisade_owner;
 CREATE FUNCTION palisade.unprotect(target regclass) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1941,10 +1922,10 @@ END
 $$;
 ALTER FUNCTION palisade.write_step(p_resource text, p_token bigint, p_uid uuid, p_rollout bigint, p_step text, p_state jsonb) OWNER TO palisade_owner;
 CREATE TABLE palisade.alias (
-    model text NOT NULL,
-    alias text NOT NULL,
+    model text NOT NULL COLLATE pg_catalog."C",
+    alias text NOT NULL COLLATE pg_catalog."C",
     version bigint,
-    guard text,
+    guard text COLLATE pg_catalog."C",
     token bigint DEFAULT 0 NOT NULL,
     updated_at timestamp with time zone NOT NULL
 )
@@ -1967,7 +1948,7 @@ CREATE UNLOGGED TABLE palisade.established (
     singleton boolean DEFAULT true NOT NULL,
     number bigint NOT NULL,
     place text NOT NULL,
-    timeline integer NOT NULL,
+    timeline text NOT NULL,
     postmaster_start timestamp with time zone NOT NULL,
     CONSTRAINT established_singleton_check CHECK (singleton)
 );
@@ -1975,7 +1956,7 @@ ALTER TABLE palisade.established OWNER TO palisade_owner;
 CREATE TABLE palisade.event (
     id bigint NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     kind text NOT NULL,
     token bigint,
     sequence bigint,
@@ -1992,7 +1973,7 @@ ALTER TABLE palisade.event ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 CREATE TABLE palisade.grant_history (
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     token bigint NOT NULL,
     session uuid,
     worker text,
@@ -2004,7 +1985,7 @@ CREATE TABLE palisade.grant_history (
 );
 ALTER TABLE palisade.grant_history OWNER TO palisade_owner;
 CREATE TABLE palisade.lease (
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     token bigint NOT NULL,
     sequence bigint DEFAULT 0 NOT NULL,
     session uuid,
@@ -2019,14 +2000,14 @@ WITH (fillfactor='50');
 ALTER TABLE palisade.lease OWNER TO palisade_owner;
 CREATE TABLE palisade.loss (
     session uuid NOT NULL,
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     token bigint NOT NULL,
     reason text NOT NULL,
     at timestamp with time zone NOT NULL
 );
 ALTER TABLE palisade.loss OWNER TO palisade_owner;
 CREATE TABLE palisade.model_version (
-    model text NOT NULL,
+    model text NOT NULL COLLATE pg_catalog."C",
     version bigint NOT NULL,
     source text NOT NULL,
     digest text NOT NULL,
@@ -2038,7 +2019,7 @@ CREATE TABLE palisade.model_version (
 );
 ALTER TABLE palisade.model_version OWNER TO palisade_owner;
 CREATE TABLE palisade.progress (
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     token bigint NOT NULL,
     deadline timestamp with time zone NOT NULL
 )
@@ -2079,7 +2060,7 @@ CREATE VIEW palisade.protected AS
   GROUP BY c.oid, c.relkind;
 ALTER TABLE palisade.protected OWNER TO palisade_owner;
 CREATE TABLE palisade.queue (
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     due_at timestamp with time zone NOT NULL,
     attempts integer DEFAULT 0 NOT NULL,
     claimed_at timestamp with time zone
@@ -2087,7 +2068,7 @@ CREATE TABLE palisade.queue (
 ALTER TABLE palisade.queue OWNER TO palisade_owner;
 CREATE TABLE palisade.refusal (
     id bigint NOT NULL,
-    resource text NOT NULL,
+    resource text NOT NULL COLLATE pg_catalog."C",
     token bigint,
     sequence bigint,
     kind text NOT NULL,
@@ -2105,7 +2086,7 @@ ALTER TABLE palisade.refusal ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 CREATE TABLE palisade.registered_model (
-    name text NOT NULL,
+    name text NOT NULL COLLATE pg_catalog."C",
     description text DEFAULT ''::text NOT NULL,
     tags jsonb DEFAULT '{}'::jsonb NOT NULL,
     next_version bigint DEFAULT 1 NOT NULL,
@@ -2124,7 +2105,7 @@ ALTER TABLE palisade.request OWNER TO palisade_owner;
 CREATE VIEW palisade.running_epoch AS
  SELECT e.number
    FROM palisade.established e
-  WHERE ((e.postmaster_start = pg_postmaster_start_time()) AND (e.place = pg_relation_filepath('palisade.established'::regclass)) AND (e.timeline = palisade.timeline()));
+  WHERE ((e.postmaster_start = pg_postmaster_start_time()) AND (e.place = pg_relation_filepath('palisade.established'::regclass)) AND (e.timeline = "left"(pg_walfile_name(pg_current_wal_lsn()), 8)));
 ALTER TABLE palisade.running_epoch OWNER TO palisade_owner;
 CREATE TABLE palisade.session (
     id uuid NOT NULL,
@@ -2313,7 +2294,6 @@ GRANT ALL ON FUNCTION palisade.set_alias(resource text, token bigint, sequence b
 REVOKE ALL ON FUNCTION palisade.sizes() FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.sizes() TO palisade_controller;
 GRANT ALL ON FUNCTION palisade.sizes() TO palisade_reader;
-REVOKE ALL ON FUNCTION palisade.timeline() FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.unprotect(target regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.unprotect(target regclass) TO palisade_worker;
 GRANT ALL ON FUNCTION palisade.unprotect(target regclass) TO palisade_reader;
