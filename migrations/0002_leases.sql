@@ -464,12 +464,13 @@ BEGIN
         SELECT q.resource, greatest(q.due_at, q.claimed_at) AS turn
         FROM palisade.queue AS q
         WHERE q.due_at <= v_now
-          AND (SELECT l.session IS NULL OR p.deadline <= v_now OR (l.session <> claim.id
-                      AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl))
-               FROM palisade.lease AS l
-               LEFT JOIN palisade.session AS s ON s.id = l.session
-               LEFT JOIN palisade.progress AS p ON p.resource = l.resource
-               WHERE l.resource = q.resource)
+          AND (SELECT CASE -- most are nobody's: only of the others is more to be read
+                   WHEN l.session IS NULL THEN true
+                   WHEN l.session <> claim.id AND NOT EXISTS (
+                       SELECT FROM palisade.session AS s WHERE s.id = l.session
+                          AND s.closed_at IS NULL AND s.expires_at > v_now AND s.expires_at <= v_now + s.ttl) THEN true
+                   ELSE EXISTS (SELECT FROM palisade.progress AS p WHERE p.resource = l.resource AND p.deadline <= v_now) END
+               FROM palisade.lease AS l WHERE l.resource = q.resource)
         ORDER BY greatest(q.due_at, q.claimed_at) LIMIT claim."limit" * 8) AS c;
     IF v_candidates IS NULL THEN
         RETURN;

@@ -261,13 +261,12 @@ $$;
 
 -- ---------------------------------------------------------------- plans: the controller's
 
+-- These two are inlined where they are called: no FROM, and no stricter than what they call.
 CREATE FUNCTION palisade.plan_json(n palisade.plan) RETURNS jsonb
-LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN (SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
         'paused', n.paused, 'removed', n.removed, 'spec', n.spec, 'status_revision', n.status_revision,
-        'progress_ms', palisade.milliseconds(n.progress_ttl)) END);
-END
+        'progress_ms', palisade.milliseconds(n.progress_ttl)) END
 $$;
 
 -- Which plan is the current one: small enough to ride on every answer, so that a changed plan is seen at the next step.
@@ -280,16 +279,14 @@ END
 $$;
 
 CREATE FUNCTION palisade.deployment_json(d palisade.deployment) RETURNS jsonb
-LANGUAGE plpgsql VOLATILE AS $$
-BEGIN
-    RETURN (SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
+LANGUAGE sql VOLATILE AS $$
+    SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
         'step_age_ms', palisade.milliseconds(clock_timestamp() - d.step_started_at),
         'step_started_at', d.step_started_at,
         'serving_model', d.serving_model, 'serving_version', d.serving_version, 'serving_revision', d.serving_revision,
         'serving_since', d.serving_since,
         'serving_age_ms', palisade.milliseconds(clock_timestamp() - d.serving_since),
-        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END);
-END
+        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END
 $$;
 
 -- What a deployment should be. The same plan again changes nothing, but with wake it is looked at again (something in the

@@ -214,12 +214,13 @@ BEGIN
         SELECT q.resource, greatest(q.due_at, q.claimed_at) AS turn
         FROM palisade.queue AS q
         WHERE q.due_at <= v_now
-          AND (SELECT l.session IS NULL OR p.deadline <= v_now OR (l.session <> claim.id
-                      AND (s.id IS NULL OR s.closed_at IS NOT NULL OR s.expires_at <= v_now OR s.expires_at > v_now + s.ttl))
-               FROM palisade.lease AS l
-               LEFT JOIN palisade.session AS s ON s.id = l.session
-               LEFT JOIN palisade.progress AS p ON p.resource = l.resource
-               WHERE l.resource = q.resource)
+          AND (SELECT CASE -- most are nobody's: only of the others is more to be read
+                   WHEN l.session IS NULL THEN true
+                   WHEN l.session <> claim.id AND NOT EXISTS (
+                       SELECT FROM palisade.session AS s WHERE s.id = l.session
+                          AND s.closed_at IS NULL AND s.expires_at > v_now AND s.expires_at <= v_now + s.ttl) THEN true
+                   ELSE EXISTS (SELECT FROM palisade.progress AS p WHERE p.resource = l.resource AND p.deadline <= v_now) END
+               FROM palisade.lease AS l WHERE l.resource = q.resource)
         ORDER BY greatest(q.due_at, q.claimed_at) LIMIT claim."limit" * 8) AS c;
     IF v_candidates IS NULL THEN
         RETURN;
@@ -466,17 +467,15 @@ CREATE TABLE palisade.deployment (
 WITH (fillfactor='70');
 ALTER TABLE palisade.deployment OWNER TO palisade_owner;
 CREATE FUNCTION palisade.deployment_json(d palisade.deployment) RETURNS jsonb
-    LANGUAGE plpgsql
+    LANGUAGE sql
     AS $$
-BEGIN
-    RETURN (SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
+    SELECT CASE WHEN d.resource IS NOT NULL THEN jsonb_build_object('uid', d.uid, 'rollout', d.rollout, 'step', d.step, 'state', d.state,
         'step_age_ms', palisade.milliseconds(clock_timestamp() - d.step_started_at),
         'step_started_at', d.step_started_at,
         'serving_model', d.serving_model, 'serving_version', d.serving_version, 'serving_revision', d.serving_revision,
         'serving_since', d.serving_since,
         'serving_age_ms', palisade.milliseconds(clock_timestamp() - d.serving_since),
-        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END);
-END
+        'failure_reason', d.failure_reason, 'failure_message', d.failure_message, 'token', d.token) END
 $$;
 ALTER FUNCTION palisade.deployment_json(d palisade.deployment) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.drop_plan(resource text, token bigint, sequence bigint, key text, deployment text, uid uuid) RETURNS palisade.answer
@@ -1192,13 +1191,11 @@ CREATE TABLE palisade.plan (
 WITH (fillfactor='70');
 ALTER TABLE palisade.plan OWNER TO palisade_owner;
 CREATE FUNCTION palisade.plan_json(n palisade.plan) RETURNS jsonb
-    LANGUAGE plpgsql STABLE
+    LANGUAGE sql STABLE
     AS $$
-BEGIN
-    RETURN (SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
+    SELECT CASE WHEN n.resource IS NOT NULL THEN jsonb_build_object('uid', n.uid, 'generation', n.generation, 'rollout', n.rollout,
         'paused', n.paused, 'removed', n.removed, 'spec', n.spec, 'status_revision', n.status_revision,
-        'progress_ms', palisade.milliseconds(n.progress_ttl)) END);
-END
+        'progress_ms', palisade.milliseconds(n.progress_ttl)) END
 $$;
 ALTER FUNCTION palisade.plan_json(n palisade.plan) OWNER TO palisade_owner;
 CREATE FUNCTION palisade.plan_mark(p_resource text) RETURNS jsonb
