@@ -61,8 +61,9 @@ async fn where_the_gate_was_taken_out_the_late_write_lands_and_the_demo_says_so(
         Command::new(env!("CARGO_BIN_EXE_palisade")).args(["migrate", "--database-url", &url]).output().await;
     assert!(migrated.expect("it runs").status.success());
     let mut conn = Conn::open(&url).await;
-    let open = "PERFORM palisade.begin_call();\n    RETURN (NULL, NULL, p_token, NULL)::palisade.answer;";
-    conn.rewrite("enter", None, "PERFORM palisade.begin_call();", open).await;
+    let begin = "IF current_setting('transaction_isolation')";
+    let open = format!("RETURN (NULL, NULL, p_token, NULL)::palisade.answer;\n    {begin}");
+    conn.rewrite("enter", None, begin, &open).await;
     conn.rewrite("write_alias", None, " AND (a.guard IS NULL OR p_token >= a.token)", "").await;
 
     let output = demo(&url, &["-o", "json"]).output().await.expect("it runs");
