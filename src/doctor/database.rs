@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::facts::{Answers, DatabaseFacts, Functions, NoConnection, Rights, Schema, Server, Target, Trip};
+use super::facts::{Answers, DatabaseFacts, Functions, NoConnection, Protected, Rights, Schema, Server, Target, Trip};
 use super::finding::{Chart, Finding, Looked};
 use super::{activity, logins};
 use crate::store::{EpochStatus, Migration};
@@ -326,6 +326,24 @@ fn in_use(chart: &mut Chart, answers: &Answers, kept: Duration) {
     if let Some(upkeep) = chart.seen("the oldest event", &answers.upkeep) {
         chart.add(activity::upkeep(upkeep, kept));
     }
+    if let Some(found) = chart.seen("protected tables", &answers.protected) {
+        chart.add(protected(found));
+    }
+}
+
+fn protected(found: &Protected) -> Finding {
+    if found.gaps.is_empty() {
+        return Finding::ok(
+            "database/protected",
+            format!("{} table(s) of yours are protected, without a gap", found.tables),
+        );
+    }
+    Finding::warning(
+        "database/protected-gap",
+        found.gaps.join("; "),
+        "a write that was refused elsewhere may land there: a worker that was replaced can change it",
+        "enable its triggers, or call palisade.protect again with the same resource: it makes those that are missing",
+    )
 }
 
 fn epoch(status: &EpochStatus) -> Finding {

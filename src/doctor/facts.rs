@@ -69,6 +69,8 @@ pub struct Answers {
     pub activity: Looked<Activity>,
     /// What should have been cleaned away.
     pub upkeep: Looked<Upkeep>,
+    /// Tables that check the gate.
+    pub protected: Looked<Protected>,
     /// What this login may do before the installation.
     pub rights: Looked<Rights>,
     /// Some trips to the server and back.
@@ -234,6 +236,15 @@ pub struct Prepared {
 pub struct Upkeep {
     /// Of the outbox, in milliseconds.
     pub oldest_millis: Option<i64>,
+}
+
+/// Tables that `palisade.protect` made check the gate.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Protected {
+    /// How many there are.
+    pub tables: i64,
+    /// Those that let something through: the table, and what.
+    pub gaps: Vec<String>,
 }
 
 /// What this login may do before the installation.

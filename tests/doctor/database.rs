@@ -184,6 +184,17 @@ async fn a_transaction_that_idles_and_a_prepared_one_are_named() {
 }
 
 #[tokio::test]
+async fn a_protected_table_that_lets_writes_through_is_noticed() {
+    let db = Db::new().await;
+    let mut conn = db.connect().await;
+    conn.run("CREATE TABLE features (name text); SELECT palisade.protect('features', 'name')").await;
+    assert!(database(&db.url(), &[]).await.finds("database/protected", "ok").contains('1'));
+    conn.run("ALTER TABLE features DISABLE TRIGGER ALL").await;
+    let ran = database(&db.url(), &[]).await;
+    assert!(ran.finds("database/protected-gap", "warning").contains("features"));
+}
+
+#[tokio::test]
 async fn what_should_have_been_cleaned_away_is_noticed() {
     let db = Db::new().await;
     database(&db.url(), &[]).await.finds("database/upkeep", "ok");

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use palisade::doctor::facts::{
-    Activity, Answers, Backend, DatabaseFacts, Functions, Rights, Roles, Schema, Server, Target, Trip, Upkeep,
+    Activity, Answers, Backend, DatabaseFacts, Functions, Protected, Rights, Roles, Schema, Server, Target, Trip,
+    Upkeep,
 };
 use palisade::doctor::{Finding, Severity, database};
 use palisade::store::EpochStatus;
@@ -60,6 +61,7 @@ fn healthy() -> (Target, Answers) {
         epoch: Ok(epoch),
         activity: Ok(activity),
         upkeep: Ok(Upkeep { oldest_millis: None }),
+        protected: Ok(Protected { tables: 0, gaps: Vec::new() }),
         rights: Ok(Rights { roles: true, schema: true, ungrantable: Vec::new() }),
         trips: Ok(vec![trip; 3]),
     };

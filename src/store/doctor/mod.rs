@@ -109,6 +109,7 @@ impl Probe {
             epoch: self.epoch().await,
             activity: self.ask(sql::ACTIVITY).await,
             upkeep: self.ask(sql::UPKEEP).await,
+            protected: self.ask(sql::PROTECTED).await,
             rights: self.ask(sql::RIGHTS).await,
         })
     }

@@ -116,7 +116,13 @@ SELECT json_build_object(
 /// The oldest row of the outbox, which is cleaned by age. Needs a right to read.
 pub(super) const UPKEEP: &str = "
 SELECT json_build_object('oldest_millis', (extract(epoch FROM clock_timestamp() -
-    (SELECT e.at FROM palisade.event AS e ORDER BY e.id LIMIT 1)) * 1000)::bigint) AS facts";
+    (SELECT e.at FROM palisade.event AS e ORDER BY e.xid, e.id LIMIT 1)) * 1000)::bigint) AS facts";
+
+/// Tables of others that check the gate, and those that do not in every case. Needs a right to read.
+pub(super) const PROTECTED: &str = "
+SELECT json_build_object('tables', count(*),
+    'gaps', coalesce(json_agg(p.target || ': ' || p.gap ORDER BY p.target::text) FILTER (WHERE p.gap IS NOT NULL), '[]')) AS facts
+FROM palisade.protected AS p";
 
 /// Whether this login may migrate an empty database. From Postgres 16 on, a role is granted by whoever has its ADMIN
 /// option; before, CREATEROLE was enough.
