@@ -182,7 +182,7 @@ async fn a_write_that_was_applied_before_a_restart_is_not_called_rejected_after_
         .db
         .connect()
         .await
-        .run("UPDATE palisade.epoch SET postmaster_start = postmaster_start - interval '1 hour'")
+        .run("UPDATE palisade.established SET postmaster_start = postmaster_start - interval '1 hour'")
         .await;
     let mut conn = stage.db.connect().await;
     assert_eq!(

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
@@ -15,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
 
 use crate::history::{History, Statuses, follow};
-use crate::support::cluster::{Cluster, api, from_json, wait_for, wait_until};
+use crate::support::cluster::{Cluster, PATIENCE, api, from_json, wait_for, wait_until};
 use crate::support::postgres::{Conn, Server, quote};
 use crate::support::world::{Worker, digest};
 
@@ -155,7 +156,16 @@ impl Ground {
     /// Waits for a status of `churn`.
     pub async fn status(&self, what: &str, wanted: impl Fn(&ModelDeploymentStatus) -> bool) -> ModelDeploymentStatus {
         let seen = |object: Option<&ModelDeployment>| object.and_then(|o| o.status.as_ref()).is_some_and(&wanted);
-        wait_for(&self.crs, "churn", what, seen).await.and_then(|object| object.status).expect("a status")
+        let status = wait_for(&self.crs, "churn", what, seen).await.and_then(|object| object.status).expect("a status");
+        // The follower has a watch of its own, and notes it a moment later.
+        let followed =
+            || self.statuses.lock().expect("not poisoned").iter().any(|(revision, _)| *revision >= status.revision);
+        let began = Instant::now();
+        while !followed() {
+            assert!(began.elapsed() < PATIENCE, "the follower sees no status");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        status
     }
 
     /// Waits until the leader of this epoch has told how `churn` stands: nobody is stalled.
