@@ -169,6 +169,8 @@ impl Allocator {
         let number = match step {
             Step::Ask { stored, allocated } => return Err(self.refuse(&status, object, stored, allocated).await),
             Step::Yield { .. } if yielding => return Ok(None),
+            // Two databases live, and the other one is slow: this one does not take the number from it, turn by turn.
+            Step::Yield { .. } if status.established && wish == Wish::None => return Err(EpochError::Busy),
             _ if wish == Wish::Advance => self.unused(&status, object.as_ref()).await?,
             Step::Fine { number } if object.as_ref().is_some_and(|o| o.taken_over) => return Ok(Some(number)),
             Step::Fine { number } | Step::Establish { number } => number,

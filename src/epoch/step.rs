@@ -93,12 +93,16 @@ pub fn next_step(status: &EpochStatus, object: Option<&EpochObject>, confirmed: 
     }
 }
 
-/// Whether the running database has a newer timeline than the one that the object names: a standby that was promoted, or
-/// a point-in-time recovery. What it lacks was never on its branch. Another server's timelines cannot be compared.
+/// Whether the running database has a newer timeline than the one that the object names, and than it had when it was
+/// given its own number: a standby that was promoted since, or a point-in-time recovery. What it lacks was never on its
+/// branch. One that had a number on this timeline was left behind, or withdrawn for another one that a person adopted.
+/// Another server's timelines cannot be compared.
 fn promoted(status: &EpochStatus, object: &EpochObject) -> bool {
     let mut parts = object.incarnation.split('/');
     let (system, timeline) = (parts.next(), parts.next().and_then(|text| text.parse::<i32>().ok()));
-    system == status.incarnation.split('/').next() && timeline.is_some_and(|timeline| status.timeline > timeline)
+    system == status.incarnation.split('/').next()
+        && timeline.is_some_and(|timeline| status.timeline > timeline)
+        && status.established_timeline.is_none_or(|own| status.timeline > own)
 }
 
 /// The next number above `highest`, which `by` carries.
@@ -216,6 +220,20 @@ mod tests {
         ] {
             assert_eq!(next_step(&status, Some(&object), false), step, "{what}");
         }
+    }
+
+    #[test]
+    fn a_branch_that_was_left_is_not_promoted_a_second_time() {
+        let promoted = |own| EpochStatus {
+            incarnation: LATER.into(),
+            timeline: 2,
+            established_timeline: own,
+            ..status(Some(4), false)
+        };
+        // It was given epoch 4 on its timeline; then a person adopted the one on the older timeline.
+        assert_eq!(next_step(&promoted(Some(2)), Some(&object(5, RUNNING)), false), ask(4, 5));
+        // Its row is still the one of before the promotion.
+        assert_eq!(next_step(&promoted(Some(1)), Some(&object(5, RUNNING)), false), allocate(5));
     }
 
     #[test]

@@ -202,6 +202,7 @@ DECLARE
     v_candidates text[];
     v_locked     text[];
     v_owners     uuid[];
+    v_epoch      bigint := palisade.current_epoch();
 BEGIN
     PERFORM palisade.begin_call();
     IF claim."limit" IS NULL OR claim."limit" NOT BETWEEN 1 AND 1000 THEN
@@ -215,7 +216,7 @@ BEGIN
         FROM palisade.queue AS q
         WHERE q.due_at <= v_now
           AND (SELECT CASE -- most are nobody's: only of the others is more to be read
-                   WHEN l.session IS NULL THEN true
+                   WHEN l.session IS NULL OR l.token / 4294967296 < v_epoch THEN true
                    WHEN l.session <> claim.id AND NOT EXISTS (
                        SELECT FROM palisade.session AS s WHERE s.id = l.session
                           AND s.closed_at IS NULL AND s.expires_at > v_now AND s.expires_at <= v_now + s.ttl) THEN true
@@ -690,14 +691,12 @@ CREATE FUNCTION palisade.gate_is_closed(p_resource text, p_token bigint) RETURNS
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RETURN false; -- what is read next is as old as the transaction
-    ELSIF EXISTS (SELECT FROM palisade.epoch AS e WHERE p_token / 4294967296 < e.number)
-          OR EXISTS (SELECT FROM palisade.lease AS l JOIN palisade.session AS s ON s.id = l.session
-                     WHERE l.resource = p_resource AND l.token = p_token AND s.closed_at IS NOT NULL) THEN
-        RETURN NOT EXISTS (
-            SELECT FROM palisade.lease AS l JOIN pg_catalog.pg_locks AS k ON k.locktype = 'transactionid' AND k.transactionid = l.xmax
-            WHERE l.resource = p_resource AND k.granted AND k.pid <> pg_backend_pid());
+    IF current_setting('transaction_read_only') = 'off'
+       AND (EXISTS (SELECT FROM palisade.epoch AS e WHERE p_token / 4294967296 < e.number)
+            OR EXISTS (SELECT FROM palisade.lease AS l JOIN palisade.session AS s ON s.id = l.session
+                       WHERE l.resource = p_resource AND l.token = p_token AND s.closed_at IS NOT NULL)) THEN
+        PERFORM FROM palisade.lease AS l WHERE l.resource = p_resource FOR NO KEY UPDATE SKIP LOCKED;
+        RETURN FOUND;
     END IF;
     RETURN false;
 END
@@ -756,12 +755,16 @@ BEGIN
         SELECT l.resource, l.session AS former, l.token AS old, l.released_at,
                l.session IS NOT NULL AND (l.session <> p_session OR NOT p_own) AS taken,
                o.closed_at IS NULL AND o.expires_at > v_now AS alive,
-               least(o.closed_at, o.expires_at, p.deadline) AS ended
+               least(o.closed_at, o.expires_at, p.deadline) AS ended,
+               CASE WHEN l.token / 4294967296 < v_epoch THEN 'epoch ended'
+                    WHEN o.closed_at IS NULL AND o.expires_at > v_now THEN 'no progress' ELSE 'session ended' END AS why
         FROM palisade.lease AS l
         LEFT JOIN palisade.session AS o ON o.id = l.session
         LEFT JOIN palisade.progress AS p ON p.resource = l.resource
         WHERE l.resource = ANY (p_resources)
           AND CASE WHEN l.session IS NULL THEN true
+                   -- Granted while the epoch was being replaced: nobody can write under it.
+                   WHEN l.token / 4294967296 < v_epoch THEN true
                    -- Its own handler may hang, or have been dropped: then the process may take it up again.
                    WHEN l.session = p_session THEN p_own OR p.deadline <= v_now
                    ELSE o.id IS NULL OR o.closed_at IS NOT NULL OR o.expires_at <= v_now OR p.deadline <= v_now END
@@ -769,7 +772,7 @@ BEGIN
         UPDATE palisade.lease AS l
             SET token = palisade.next_token(l.token, v_epoch), sequence = 0, session = p_session, granted_at = v_now, released_at = NULL
             FROM free AS f WHERE l.resource = f.resource
-            RETURNING l.resource, l.token, f.former, f.old, f.taken, f.alive, f.ended
+            RETURNING l.resource, l.token, f.former, f.old, f.taken, f.alive, f.ended, f.why
     ), closed AS ( -- in the same transaction: a late heartbeat and this grant cannot both win
         UPDATE palisade.session AS x SET closed_at = v_now
             FROM (SELECT DISTINCT g.former FROM granted AS g WHERE g.taken AND NOT g.alive) AS dead
@@ -783,12 +786,12 @@ BEGIN
             ON CONFLICT (resource) DO UPDATE SET token = excluded.token, deadline = excluded.deadline
     ), told AS (
         INSERT INTO palisade.loss (session, resource, token, reason, at)
-            SELECT g.former, g.resource, g.old, 'no progress', v_now FROM granted AS g WHERE g.taken AND g.alive
+            SELECT g.former, g.resource, g.old, g.why, v_now FROM granted AS g WHERE g.taken AND g.alive
             ON CONFLICT DO NOTHING
     ), noted AS (
         INSERT INTO palisade.grant_history (resource, token, session, worker, kind, reason, former_end, at)
             SELECT g.resource, g.token, p_session, s.worker, CASE WHEN g.taken THEN 'takeover' ELSE 'grant' END,
-                   CASE WHEN NOT g.taken THEN NULL WHEN g.alive THEN 'no progress' ELSE 'session ended' END,
+                   CASE WHEN g.taken THEN g.why END,
                    CASE WHEN g.taken THEN g.ended END, v_now
             FROM granted AS g
     )
@@ -1139,8 +1142,10 @@ CREATE FUNCTION palisade.operation_show(resource text, token bigint, sequence bi
     AS $$
 #variable_conflict use_column
 DECLARE
-    v_closed boolean := palisade.gate_is_closed(operation_show.resource, operation_show.token);
+    v_closed boolean;
 BEGIN
+    PERFORM palisade.begin_call(); -- a snapshot of its caller's would call "never" what was written since
+    v_closed := palisade.gate_is_closed(operation_show.resource, operation_show.token);
     -- One statement, one snapshot: lease and ledger belong together.
     RETURN (SELECT (CASE
                 WHEN o.outcome IS NOT NULL THEN o.outcome

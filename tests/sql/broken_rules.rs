@@ -200,7 +200,19 @@ const BREAKS: &[(&str, &str)] = &[
     ),
     (
         "sequences::when_the_gate_is_shut_for_a_token_only_a_running_write_is_pending",
-        "gate_is_closed ==> RETURN NOT EXISTS ( ==> RETURN true OR EXISTS (",
+        "gate_is_closed ==> RETURN FOUND ==> RETURN true",
+    ),
+    (
+        "sequences::when_the_gate_is_shut_for_a_token_only_a_running_write_is_pending",
+        "gate_is_closed ==> PERFORM FROM palisade.lease AS l WHERE l.resource = p_resource FOR NO KEY UPDATE SKIP LOCKED; ==> PERFORM FROM palisade.lease AS l WHERE NOT EXISTS (SELECT FROM pg_locks AS k WHERE k.transactionid = l.xmax);",
+    ),
+    (
+        "claims::a_lease_that_was_granted_while_the_epoch_was_replaced_holds_nobody_up",
+        "grant_locked ==> WHEN l.token / 4294967296 < v_epoch THEN true ==> ",
+    ),
+    (
+        "claims::a_lease_that_was_granted_while_the_epoch_was_replaced_holds_nobody_up",
+        "claim ==> OR l.token / 4294967296 < v_epoch ==> ",
     ),
     (
         "sequences::when_the_gate_is_shut_for_a_token_only_a_running_write_is_pending",

@@ -98,6 +98,26 @@ async fn claim_takes_over_what_an_expired_session_or_a_hung_handler_left() {
     assert_eq!(got, expected);
 }
 
+/// A grant that began before the next epoch was committed, and a session that was opened then, outlive it.
+#[tokio::test]
+async fn a_lease_that_was_granted_while_the_epoch_was_replaced_holds_nobody_up() {
+    let db = Db::new().await;
+    let mut conn = db.connect().await;
+    plans(&mut conn, 2).await;
+    let mut early = db.connect().await;
+    conn.run("BEGIN").await;
+    conn.establish(2).await;
+    let session = early.session("1 minute").await;
+    let leases = [early.acquire(&session, "deployment/ns/01").await, early.acquire(&session, "deployment/ns/02").await];
+    conn.run("COMMIT").await;
+    early.call(&format!("set_alias({}, 'm', 'live', 1)", leases[0].fence(1))).await.is("rejected: stale");
+    let next = conn.session("1 minute").await;
+    assert!(conn.acquire(&next, "deployment/ns/01").await.token > leases[0].token);
+    assert_eq!(claim(&mut conn, &next, 10).await, ["deployment/ns/02"]);
+    let lost = early.call(&format!("heartbeat({})", session.args())).await.is("applied").result.clone();
+    assert!(lost.expect("a result").to_string().matches("epoch ended").count() == 2);
+}
+
 #[tokio::test]
 async fn claim_of_a_session_that_may_not_says_why_and_grants_nothing() {
     let db = Db::new().await;

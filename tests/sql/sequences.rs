@@ -266,20 +266,25 @@ async fn a_fence_that_was_never_granted_is_never_pending() {
 async fn when_the_gate_is_shut_for_a_token_only_a_running_write_is_pending() {
     let (db, mut conn, _) = start().await;
     let mut other = db.connect().await;
-    for what in ["session", "epoch"] {
+    for (n, (what, savepoint)) in
+        [("session", false), ("session", true), ("epoch", false), ("epoch", true)].iter().enumerate()
+    {
         conn.clear().await;
         furnish(&mut conn).await;
         let lease = conn.owner(A).await;
         conn.call(&operation("operation_status", &lease, 1)).await.is("pending");
-        conn.run("BEGIN").await;
+        conn.run(if *savepoint { "BEGIN; SAVEPOINT a" } else { "BEGIN" }).await;
         conn.call(&set_alias(&lease, 1, 1)).await.is("applied");
-        if what == "session" {
+        if *savepoint {
+            conn.run("RELEASE a").await; // its lock on itself is gone; its writes are not
+        }
+        if *what == "session" {
             // As a takeover of another of its leases does.
             other
                 .run(&format!("UPDATE palisade.session SET closed_at = now() WHERE id = '{}'", lease.session.id))
                 .await;
         } else {
-            other.establish(2).await;
+            other.establish(n as i64).await;
         }
         other.call(&operation("operation_status", &lease, 1)).await.is("pending");
         conn.run("COMMIT").await;
