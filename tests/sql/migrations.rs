@@ -44,6 +44,10 @@ fn dump(url: &str) -> String {
 #[tokio::test]
 async fn the_schema_is_the_one_in_the_golden_dump() {
     let db = Db::new().await;
+    // Each version writes views in its own words.
+    if !db.connect().await.text("SHOW server_version").await.starts_with("15.") {
+        return;
+    }
     let path = root().join("tests/golden/schema.sql");
     let schema = dump(&db.url());
     if std::env::var("UPDATE_GOLDEN").is_ok() {
