@@ -466,7 +466,7 @@ CREATE TABLE palisade.deployment (
     updated_at timestamp with time zone NOT NULL
 )
 WITH (fillfactor='70');
-ALTER VIEW palisade.deployment OWNER TO palisade_owner;
+ALTER TABLE palisade.deployment OWNER TO palisade_owner;
 CREATE FUNCTION palisade.deployment_json(d palisade.deployment) RETURNS jsonb
     LANGUAGE sql
     AS $$
@@ -1194,7 +1194,7 @@ CREATE TABLE palisade.plan (
     updated_at timestamp with time zone NOT NULL
 )
 WITH (fillfactor='70');
-ALTER VIEW palisade.plan OWNER TO palisade_owner;
+ALTER TABLE palisade.plan OWNER TO palisade_owner;
 CREATE FUNCTION palisade.plan_json(n palisade.plan) RETURNS jsonb
     LANGUAGE sql STABLE
     AS $$
@@ -1646,7 +1646,7 @@ CREATE TABLE palisade.operation (
     at timestamp with time zone NOT NULL,
     CONSTRAINT operation_outcome_check CHECK ((outcome = ANY (ARRAY['applied'::text, 'rejected'::text])))
 );
-ALTER VIEW palisade.operation OWNER TO palisade_owner;
+ALTER TABLE palisade.operation OWNER TO palisade_owner;
 CREATE FUNCTION palisade.replay(o palisade.operation, p_kind text, p_args bytea, p_current bigint) RETURNS palisade.answer
     LANGUAGE plpgsql
     AS $$
@@ -1932,7 +1932,7 @@ CREATE TABLE palisade.alias (
     updated_at timestamp with time zone NOT NULL
 )
 WITH (fillfactor='70');
-ALTER VIEW palisade.alias OWNER TO palisade_owner;
+ALTER TABLE palisade.alias OWNER TO palisade_owner;
 CREATE TABLE palisade.epoch (
     singleton boolean DEFAULT true NOT NULL,
     number bigint NOT NULL,
@@ -1945,7 +1945,7 @@ CREATE TABLE palisade.epoch (
     CONSTRAINT epoch_number_check CHECK (((number > 0) AND (number < 2097152))),
     CONSTRAINT epoch_singleton_check CHECK (singleton)
 );
-ALTER VIEW palisade.epoch OWNER TO palisade_owner;
+ALTER TABLE palisade.epoch OWNER TO palisade_owner;
 CREATE UNLOGGED TABLE palisade.established (
     singleton boolean DEFAULT true NOT NULL,
     number bigint NOT NULL,
@@ -1954,7 +1954,7 @@ CREATE UNLOGGED TABLE palisade.established (
     postmaster_start timestamp with time zone NOT NULL,
     CONSTRAINT established_singleton_check CHECK (singleton)
 );
-ALTER VIEW palisade.established OWNER TO palisade_owner;
+ALTER TABLE palisade.established OWNER TO palisade_owner;
 CREATE TABLE palisade.event (
     id bigint NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
@@ -1965,7 +1965,7 @@ CREATE TABLE palisade.event (
     data jsonb NOT NULL,
     at timestamp with time zone NOT NULL
 );
-ALTER VIEW palisade.event OWNER TO palisade_owner;
+ALTER TABLE palisade.event OWNER TO palisade_owner;
 ALTER TABLE palisade.event ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME palisade.event_id_seq
     START WITH 1
@@ -1985,7 +1985,7 @@ CREATE TABLE palisade.grant_history (
     at timestamp with time zone NOT NULL,
     CONSTRAINT grant_history_kind_check CHECK ((kind = ANY (ARRAY['grant'::text, 'takeover'::text, 'release'::text, 'revoke'::text])))
 );
-ALTER VIEW palisade.grant_history OWNER TO palisade_owner;
+ALTER TABLE palisade.grant_history OWNER TO palisade_owner;
 CREATE TABLE palisade.lease (
     resource text NOT NULL COLLATE pg_catalog."C",
     token bigint NOT NULL,
@@ -1999,7 +1999,7 @@ CREATE TABLE palisade.lease (
     CONSTRAINT lease_token_check CHECK (((token >= 0) AND (token < '9007199254740992'::bigint)))
 )
 WITH (fillfactor='50');
-ALTER VIEW palisade.lease OWNER TO palisade_owner;
+ALTER TABLE palisade.lease OWNER TO palisade_owner;
 CREATE TABLE palisade.loss (
     session uuid NOT NULL,
     resource text NOT NULL COLLATE pg_catalog."C",
@@ -2007,7 +2007,7 @@ CREATE TABLE palisade.loss (
     reason text NOT NULL,
     at timestamp with time zone NOT NULL
 );
-ALTER VIEW palisade.loss OWNER TO palisade_owner;
+ALTER TABLE palisade.loss OWNER TO palisade_owner;
 CREATE TABLE palisade.model_version (
     model text NOT NULL COLLATE pg_catalog."C",
     version bigint NOT NULL,
@@ -2019,14 +2019,14 @@ CREATE TABLE palisade.model_version (
     CONSTRAINT model_version_source_check CHECK (((length(source) >= 1) AND (length(source) <= 4096))),
     CONSTRAINT model_version_version_check CHECK ((version > 0))
 );
-ALTER VIEW palisade.model_version OWNER TO palisade_owner;
+ALTER TABLE palisade.model_version OWNER TO palisade_owner;
 CREATE TABLE palisade.progress (
     resource text NOT NULL COLLATE pg_catalog."C",
     token bigint NOT NULL,
     deadline timestamp with time zone NOT NULL
 )
 WITH (fillfactor='50');
-ALTER VIEW palisade.progress OWNER TO palisade_owner;
+ALTER TABLE palisade.progress OWNER TO palisade_owner;
 CREATE VIEW palisade.protected AS
  WITH guard AS (
          SELECT t.tgrelid,
@@ -2060,14 +2060,14 @@ CREATE VIEW palisade.protected AS
            FROM guard x
           WHERE (x.tgrelid = (pg_partition_root((c.oid)::regclass))::oid)))))
   GROUP BY c.oid, c.relkind;
-ALTER VIEW palisade.protected OWNER TO palisade_owner;
+ALTER TABLE palisade.protected OWNER TO palisade_owner;
 CREATE TABLE palisade.queue (
     resource text NOT NULL COLLATE pg_catalog."C",
     due_at timestamp with time zone NOT NULL,
     attempts integer DEFAULT 0 NOT NULL,
     claimed_at timestamp with time zone
 );
-ALTER VIEW palisade.queue OWNER TO palisade_owner;
+ALTER TABLE palisade.queue OWNER TO palisade_owner;
 CREATE TABLE palisade.refusal (
     id bigint NOT NULL,
     resource text NOT NULL COLLATE pg_catalog."C",
@@ -2078,7 +2078,7 @@ CREATE TABLE palisade.refusal (
     current_token bigint,
     at timestamp with time zone NOT NULL
 );
-ALTER VIEW palisade.refusal OWNER TO palisade_owner;
+ALTER TABLE palisade.refusal OWNER TO palisade_owner;
 ALTER TABLE palisade.refusal ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME palisade.refusal_id_seq
     START WITH 1
@@ -2095,7 +2095,7 @@ CREATE TABLE palisade.registered_model (
     created_at timestamp with time zone NOT NULL,
     CONSTRAINT registered_model_name_check CHECK ((name ~ '^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$'::text))
 );
-ALTER VIEW palisade.registered_model OWNER TO palisade_owner;
+ALTER TABLE palisade.registered_model OWNER TO palisade_owner;
 CREATE TABLE palisade.request (
     id uuid NOT NULL,
     kind text NOT NULL,
@@ -2103,12 +2103,12 @@ CREATE TABLE palisade.request (
     answer palisade.answer NOT NULL,
     at timestamp with time zone NOT NULL
 );
-ALTER VIEW palisade.request OWNER TO palisade_owner;
+ALTER TABLE palisade.request OWNER TO palisade_owner;
 CREATE VIEW palisade.running_epoch AS
  SELECT e.number
    FROM palisade.established e
   WHERE ((e.postmaster_start = pg_postmaster_start_time()) AND (e.place = pg_relation_filepath('palisade.established'::regclass)) AND (e.timeline = "left"(pg_walfile_name(pg_current_wal_lsn()), 8)));
-ALTER VIEW palisade.running_epoch OWNER TO palisade_owner;
+ALTER TABLE palisade.running_epoch OWNER TO palisade_owner;
 CREATE TABLE palisade.session (
     id uuid NOT NULL,
     key_hash bytea NOT NULL,
@@ -2119,7 +2119,7 @@ CREATE TABLE palisade.session (
     closed_at timestamp with time zone
 )
 WITH (fillfactor='50');
-ALTER VIEW palisade.session OWNER TO palisade_owner;
+ALTER TABLE palisade.session OWNER TO palisade_owner;
 ALTER TABLE ONLY palisade.alias
     ADD CONSTRAINT alias_pkey PRIMARY KEY (model, alias);
 ALTER TABLE ONLY palisade.deployment
