@@ -25,7 +25,21 @@ pub(super) struct Objects {
     /// Deployments by name, with their revision.
     pub deployments: BTreeMap<String, Option<String>>,
     /// The selector of the Service of the CR's name.
-    pub service: Option<BTreeMap<String, String>>,
+    pub service: Option<Selector>,
+}
+
+/// What a Service's selector says of Palisade's labels. A map of two would take ten times the memory, for each CR.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Selector {
+    pub deployment: Option<String>,
+    pub revision: Option<String>,
+}
+
+impl Selector {
+    pub(super) fn of(labels: &BTreeMap<String, String>) -> Self {
+        let get = |label: &str| labels.get(label).cloned();
+        Self { deployment: get(DEPLOYMENT_LABEL), revision: get(REVISION_LABEL) }
+    }
 }
 
 /// All labelled objects, by CR. Those that are being deleted count as gone.
@@ -173,8 +187,7 @@ fn difference(observed: &Observed, found: &Objects) -> Option<String> {
     match &found.service {
         None => return Some(format!("Service {name} is missing")),
         Some(selector) => {
-            let get = |label: &str| selector.get(label).map(String::as_str);
-            if (get(DEPLOYMENT_LABEL), get(REVISION_LABEL)) != (Some(name), Some(serving)) {
+            if (selector.deployment.as_ref(), selector.revision.as_deref()) != (Some(name), Some(serving)) {
                 return Some(format!("Service {name} does not point at revision {serving}"));
             }
         }
@@ -199,8 +212,7 @@ mod tests {
         let (target, revision) = (plan.spec.deployment_name(), plan.spec.revision());
         seen.deployment = Some(recorded(&plan, "done", true));
         seen.plan = Some(plan);
-        let selector = [(DEPLOYMENT_LABEL, "churn"), (REVISION_LABEL, &revision)];
-        let selector = selector.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let selector = Selector { deployment: Some("churn".into()), revision: Some(revision.clone()) };
         (seen, Objects { deployments: [(target, Some(revision))].into(), service: Some(selector) })
     }
 
@@ -217,9 +229,9 @@ mod tests {
             ("is missing", |o| o.deployments.clear()),
             ("Service churn is missing", |o| o.service = None),
             ("does not point at", |o| {
-                o.service.as_mut().expect("a Service").insert(REVISION_LABEL.into(), "other".into());
+                o.service.as_mut().expect("a Service").revision = Some("other".into());
             }),
-            ("does not point at", |o| o.service = Some(BTreeMap::new())),
+            ("does not point at", |o| o.service = Some(Selector::default())),
             ("no revision that was recorded", |o| {
                 o.deployments.insert("churn-x".into(), Some("x".into()));
             }),

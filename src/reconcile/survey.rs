@@ -79,22 +79,30 @@ struct PageMeta {
 }
 
 async fn once(context: &Context) -> Result<(), Error> {
-    const DOING: &str = "list the ModelDeployments";
-    let silent = |why: String| Error::Silent { doing: DOING, why };
-    let mut next = None;
+    let mut text = list(context, None).await?;
     loop {
-        let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
-        let request = Request::new(ModelDeployment::url_path(&(), context.settings.watch_namespace.as_deref()))
-            .list(&params)
-            .map_err(|e| silent(e.to_string()))?;
-        let text = call(DOING, "list_crs", context.client.request_text(request)).await?;
-        let Page { metadata, items } = serde_json::from_str(&text).map_err(|e| silent(e.to_string()))?;
-        page(context, &items).await?;
-        next = metadata.next.filter(|token| !token.is_empty());
-        if next.is_none() {
-            return Ok(());
-        }
+        let Page { metadata, items } = serde_json::from_str(&text).map_err(|e| silent(&e))?;
+        let Some(next) = metadata.next.filter(|token| !token.is_empty()) else {
+            return page(context, &items).await;
+        };
+        // While the API server gets the next one, the registry is asked about this one.
+        let ((), following) = futures::try_join!(page(context, &items), list(context, Some(next)))?;
+        text = following;
     }
+}
+
+const DOING: &str = "list the ModelDeployments";
+
+fn silent(why: &dyn std::fmt::Display) -> Error {
+    Error::Silent { doing: DOING, why: why.to_string() }
+}
+
+async fn list(context: &Context, next: Option<String>) -> Result<String, Error> {
+    let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
+    let request = Request::new(ModelDeployment::url_path(&(), context.settings.watch_namespace.as_deref()))
+        .list(&params)
+        .map_err(|e| silent(&e))?;
+    call(DOING, "list_crs", context.client.request_text(request)).await
 }
 
 async fn page(context: &Context, items: &[&RawValue]) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use super::context::{Context, Meta, Role, ThinDeployment, ThinService};
-use super::drift::Objects;
+use super::drift::{Objects, Selector};
 use crate::manifests::names::{DEPLOYMENT_LABEL, REVISION_LABEL};
 
 fn api<K>(context: &Context) -> Api<K>
@@ -83,7 +83,7 @@ fn put_deployment(objects: &mut Objects, object: &ThinDeployment, there: bool) {
 fn put_service(objects: &mut Objects, object: &ThinService, there: bool) {
     // Only the Service of the CR's own name is Palisade's.
     if object.labels().get(DEPLOYMENT_LABEL) == Some(&object.name_any()) {
-        objects.service = there.then(|| object.selector.clone().unwrap_or_default());
+        objects.service = there.then(|| object.selector.as_ref().map(Selector::of).unwrap_or_default());
     }
 }
 
