@@ -100,9 +100,12 @@ class Lease:
                 outcome, reason, self.token, result = call(self.conn, "acquire", session.id, session.key, resource)
             except psycopg.OperationalError:
                 # Granted or not? `held` knows. (Asking again is as good: each grant is a new token.)
-                self.conn = connect(session.url)
-                held = self.conn.execute("SELECT resource, token FROM palisade.held(%s, %s)", (session.id, session.key))
-                self.token = dict(held.fetchall()).get(resource)
+                try:
+                    self.conn = connect(session.url)
+                    held = self.conn.execute("SELECT resource, token FROM palisade.held(%s, %s)", (session.id, session.key))
+                    self.token = dict(held.fetchall()).get(resource)
+                except psycopg.OperationalError:
+                    self.token = None  # still out of reach: the next turn asks again, until the session's deadline
                 outcome, reason, result = ("applied" if self.token else "unknown"), None, {}
             if outcome == "applied":
                 return

@@ -101,8 +101,8 @@ while :; do
   grep -q '^held' "$TEMP/said" || break
   sleep 1
   now
-  STARTED=$REPLY
-  session "$BEAT_SQL" >/dev/null || true
+  sent=$REPLY
+  if [[ $(session "$BEAT_SQL" || true) == applied ]]; then STARTED=$sent; fi # only an answer counts
 done
 
 TOKEN=$(sed -n 's/^acquired //p' "$TEMP/said")
