@@ -219,7 +219,7 @@ impl Bench {
         variants: &mut [&mut dyn Variant],
         wanted: &[Wanted<'_>],
     ) {
-        let (rounds, span) = self.pick((5, Duration::from_millis(2500)), (2, Duration::from_millis(1000)));
+        let (rounds, span) = self.pick((3, Duration::from_millis(2000)), (2, Duration::from_millis(1000)));
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); variants.len()];
         for round in 0..rounds {
             self.say(format_args!("{subject}, {clients} clients: round {} of {rounds}", round + 1));
