@@ -67,8 +67,8 @@ CREATE TABLE palisade.epoch (
 
 -- The same for every call to look at, because a look costs next to nothing. It is unlogged on purpose: crash recovery and
 -- promotion empty it, and no backup has it. What they leave, a clean restart and a copy, its columns tell apart.
+-- Without a key: establish_epoch() alone writes it, under a lock; and a transaction's first 16 relations are locked cheaply.
 CREATE UNLOGGED TABLE palisade.established (
-    singleton        boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     number           bigint NOT NULL,
     place            text NOT NULL, -- the file that this very row lies in: another database's, or a restored dump's, is another
     timeline         text NOT NULL, -- as the names of WAL files begin

@@ -1947,12 +1947,10 @@ CREATE TABLE palisade.epoch (
 );
 ALTER TABLE palisade.epoch OWNER TO palisade_owner;
 CREATE UNLOGGED TABLE palisade.established (
-    singleton boolean DEFAULT true NOT NULL,
     number bigint NOT NULL,
     place text NOT NULL,
     timeline text NOT NULL,
-    postmaster_start timestamp with time zone NOT NULL,
-    CONSTRAINT established_singleton_check CHECK (singleton)
+    postmaster_start timestamp with time zone NOT NULL
 );
 ALTER TABLE palisade.established OWNER TO palisade_owner;
 CREATE TABLE palisade.event (
@@ -2126,8 +2124,6 @@ ALTER TABLE ONLY palisade.deployment
     ADD CONSTRAINT deployment_pkey PRIMARY KEY (resource);
 ALTER TABLE ONLY palisade.epoch
     ADD CONSTRAINT epoch_pkey PRIMARY KEY (singleton);
-ALTER TABLE ONLY palisade.established
-    ADD CONSTRAINT established_pkey PRIMARY KEY (singleton);
 ALTER TABLE ONLY palisade.event
     ADD CONSTRAINT event_pkey PRIMARY KEY (xid, id);
 ALTER TABLE ONLY palisade.grant_history

@@ -247,7 +247,7 @@ async fn temporary_tables_of_the_same_names_deceive_nobody() {
         .run(&format!(
             "INSERT INTO pg_temp.session VALUES ('{id}', sha256(convert_to('{key}', 'UTF8')), 'w', '1 hour', now() + '1 hour', now(), NULL);
              INSERT INTO pg_temp.lease (resource, token, sequence, session, ledger_from) VALUES ('{A}', {token}, 0, '{id}', 0);
-             INSERT INTO pg_temp.established SELECT true, 1, pg_relation_filepath('pg_temp.established'), 1, pg_postmaster_start_time();
+             INSERT INTO pg_temp.established SELECT 1, pg_relation_filepath('pg_temp.established'), '00000001', pg_postmaster_start_time();
              CREATE FUNCTION pg_temp.key_fits(uuid, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
              CREATE FUNCTION pg_temp.sha256(bytea) RETURNS bytea LANGUAGE sql AS 'SELECT $1';
              SET search_path = pg_temp, pg_catalog, palisade",
