@@ -2,7 +2,7 @@
 # hack/bench.sh [--quick] [--only NAME,...] [--json FILE] [--update-docs] [--list]:
 # what Palisade costs, side by side with what people use instead. docs/performance.md
 # says how to read it. It starts what it compares, on free ports and in folders of its
-# own, and nothing runs on afterwards. Quick: under 3 minutes; else about 20.
+# own, and nothing runs on afterwards. Quick: under 3 minutes; else half an hour.
 #
 # Nothing else should run on the machine: figures drift with its load, and ratios too
 # if it changes within a run.

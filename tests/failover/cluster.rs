@@ -91,6 +91,7 @@ async fn a_corrupt_fence_on_an_object_is_told_and_cured_by_an_advance() {
     assert!(message.contains("Service churn") && message.contains("palisade epoch advance"), "{message}");
     let view = ground.json(&login(&server), &["epoch", "show"], 0);
     assert_eq!((view["attention"]["cause"].as_str(), view["inUse"]["number"].as_i64()), (Some("FenceAhead"), Some(40)));
+    ground.doctor_finds(&login(&server), "cluster/fence-ahead");
     // Found by a controller when it starts, and every few minutes.
     drop(controller);
     let controller = ground.controller("controller-b", &login(&server));

@@ -113,6 +113,17 @@ impl Ground {
         serde_json::from_str(&text).unwrap_or_else(|_| panic!("{args:?}: {text}"))
     }
 
+    /// The doctor names it as an error, beside whatever else is not as it should be here.
+    pub fn doctor_finds(&self, url: &str, check: &str) {
+        let out = self.palisade(url, &["doctor", "-o", "json"]);
+        let text = String::from_utf8_lossy(&out.stdout);
+        let report: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("doctor: {out:?}"));
+        let found = report["findings"].as_array().is_some_and(|findings| {
+            findings.iter().any(|finding| finding["check"] == check && finding["severity"] == "error")
+        });
+        assert!(found, "doctor does not name {check}: {text}");
+    }
+
     pub fn allocator(&self, url: &str) -> Allocator {
         let store = Store::new(&StoreConfig::new(url, "test")).expect("a store");
         Allocator::new(store, self.admin.clone(), &self.namespace, Some(&self.namespace))

@@ -151,6 +151,7 @@ async fn an_old_primary_that_comes_back_is_closed_as_soon_as_a_controller_sees_i
     isolated.is_refused(&superuser(&standby), &["stale", "not_issued", "session_closed"]).await;
     let view = ground.json(&login(&primary), &["epoch", "show"], 0);
     assert_eq!((view["attention"]["cause"].as_str(), view["next"]["step"].as_str()), (Some("LostBranch"), Some("ask")));
+    ground.doctor_finds(&login(&primary), "cluster/epoch-lost");
     // Nor does a restart give it anything.
     primary.stop();
     primary.start_again();

@@ -49,6 +49,7 @@ async fn a_base_backup_on_the_same_timeline_waits_for_a_person_says_so_everywher
     assert!(metrics(&controller).await.contains("palisade_epoch_needs_attention{cause=\"LostBranch\"} 1"));
     let view = ground.json(&address.login(), &["epoch", "show"], 0);
     assert_eq!(view["attention"]["cause"], "LostBranch");
+    ground.doctor_finds(&address.login(), "cluster/epoch-lost");
     let shown = ground.palisade(&address.login(), &["epoch", "show"]);
     let shown = String::from_utf8(shown.stdout).expect("text");
     assert!(shown.contains("palisade epoch adopt") && shown.contains("a person decides"), "{shown}");
