@@ -15,6 +15,7 @@ use prometheus_client::registry::{Metric, Registry};
 use crate::epoch;
 use crate::lease::{Ended, Observer};
 use crate::outcome::{Outcome, Reason};
+use crate::reconcile::status::Standing;
 use crate::store::{Figures, Kind, Size};
 
 /// How something ended that either works or does not.
@@ -98,6 +99,7 @@ label_sets! {
     ByRemoved { kind: RemovedLabel }
     ByTable { table: &'static str }
     ByAttention { cause: &'static str }
+    ByState { state: &'static str }
 }
 
 impl<T> From<&Outcome<T>> for OutcomeLabel {
@@ -155,6 +157,8 @@ pub struct Metrics {
     oldest_snapshot_age: Known<Gauge>,
     rows_removed: Family<ByRemoved, Counter>,
     table_bytes: Family<ByTable, Gauge>,
+    modeldeployments: Family<ByState, Gauge>,
+    modeldeployments_oldest: Family<ByState, Seconds>,
     reconciles: Family<ByResult, Counter>,
     reconcile_duration: Histogram,
     surveyed: Counter,
@@ -226,6 +230,18 @@ impl Metrics {
             ),
             rows_removed: add(r, "rows_removed", "Old rows that were removed, by kind", Family::default()),
             table_bytes: add(r, "table_bytes", "What a table takes on the disk, with its indexes", Family::default()),
+            modeldeployments: add(
+                r,
+                "modeldeployments",
+                "ModelDeployments by what their status says",
+                Family::default(),
+            ),
+            modeldeployments_oldest: add(
+                r,
+                "modeldeployments_oldest_seconds",
+                "For how long one of them has been in this state, as far as this leader saw it",
+                Family::default(),
+            ),
             reconciles: add(r, "reconciles", "Reconciliations of a ModelDeployment", Family::default()),
             reconcile_duration: add(r, "reconcile_duration_seconds", "How long they took", Fast.new_metric()),
             surveyed: add(r, "surveyed", "ModelDeployments that a survey found to need no look", Counter::default()),
@@ -305,9 +321,29 @@ impl Metrics {
         }
     }
 
-    /// Whether this controller leads.
+    /// How many ModelDeployments stand where, and since when one does.
+    pub fn standings(&self, standings: [(Standing, i64, Duration); 4]) {
+        for (standing, count, longest) in standings {
+            let state = ByState { state: standing.word() };
+            self.modeldeployments.get_or_create(&state).set(count);
+            self.modeldeployments_oldest.get_or_create(&state).set(longest.as_secs_f64());
+        }
+    }
+
+    /// Whether this controller leads. What only a leader knows is gone with the leadership: the next one tells it.
     pub fn leads(&self, leads: bool) {
         self.leader.get_or_create(&[]).set(i64::from(leads));
+        if !leads {
+            for gauge in [&self.queue_depth, &self.leases_held, &self.sessions_open, &self.oldest_snapshot_age] {
+                gauge.clear();
+            }
+            for gauge in [&self.queue_age, &self.oldest_transaction] {
+                gauge.clear();
+            }
+            self.table_bytes.clear();
+            self.modeldeployments.clear();
+            self.modeldeployments_oldest.clear();
+        }
     }
 
     /// Which epoch it is, if one was ever established, and whether it is the running database's.
@@ -399,6 +435,7 @@ mod tests {
         metrics.figures(&Figures { queue_depth: 7, ..Figures::default() });
         metrics.removed(Kind::Ledger, 3);
         metrics.sizes(&[Size { table: "event".into(), bytes: 8192 }, Size { table: "theirs".into(), bytes: 1 }]);
+        metrics.standings(Standing::ALL.map(|standing| (standing, 2, Duration::from_secs(9))));
         let text = metrics.print();
         assert!(!text.contains("theirs"), "{text}");
         for line in [
@@ -411,10 +448,17 @@ mod tests {
             "palisade_unknown_outcomes_total{call=\"set_alias\"} 1",
             "palisade_step_duration_seconds_count{step=\"verify\",result=\"ok\"} 1",
             "palisade_queue_depth{} 7",
+            "palisade_modeldeployments{state=\"stalled\"} 2",
+            "palisade_modeldeployments_oldest_seconds{state=\"reconciling\"} 9.0",
             "palisade_rows_removed_total{kind=\"ledger\"} 3",
             "palisade_table_bytes{table=\"event\"} 8192",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+        }
+        metrics.leads(true);
+        metrics.leads(false);
+        for gone in ["palisade_queue_depth{", "palisade_table_bytes{", "palisade_modeldeployments"] {
+            assert!(!metrics.print().lines().any(|line| line.starts_with(gone)), "a former leader tells {gone}");
         }
         observer.ended(&Ended::Closed);
         assert!(metrics.print().contains("palisade_sessions_ended_total{cause=\"closed\"} 1"));

@@ -9,6 +9,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Client;
 use kube::runtime::reflector::{self, ObjectRef, store::Writer};
 use tokio::sync::{Notify, RwLock, mpsc, watch};
@@ -17,6 +18,7 @@ use super::drift::Index;
 use super::lead::Tenure;
 pub use super::outline::Meta;
 use super::outline::Thin;
+use super::status::Standing;
 use super::upkeep::Retention;
 use super::validate::Problem;
 use crate::clock::{Clock, Moment};
@@ -103,6 +105,8 @@ pub(super) struct Memory {
     pub told: Option<Cause>,
     /// Looks that failed, one after the other.
     pub failures: u32,
+    /// What its status says, and since when, as far as this leader saw it.
+    pub standing: Option<(Standing, Moment)>,
 }
 
 /// What the parts share.
@@ -200,6 +204,28 @@ impl Context {
     pub(super) fn recall(&self, key: &ObjectRef<Meta>) -> Memory {
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.get(key).cloned().unwrap_or_default()
+    }
+
+    /// What the status of a CR says by now.
+    pub(super) fn stands(&self, key: &ObjectRef<Meta>, conditions: &[Condition]) {
+        let (standing, now) = (Standing::of(conditions), self.clock.now());
+        self.remember(key, |memory| {
+            if memory.standing.is_none_or(|(before, _)| before != standing) {
+                memory.standing = Some((standing, now));
+            }
+        });
+    }
+
+    /// How many CRs stand where, and for how long the one has that is there the longest.
+    pub(super) fn standings(&self) -> [(Standing, i64, Duration); 4] {
+        let now = self.clock.now();
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        Standing::ALL.map(|standing| {
+            let those = memory.values().filter_map(|memory| memory.standing.filter(|(s, _)| *s == standing));
+            those.fold((standing, 0, Duration::ZERO), |(_, count, longest), (_, since)| {
+                (standing, count + 1, longest.max(now.since(since)))
+            })
+        })
     }
 
     /// A look came to its end. Nothing is remembered anew: the CR may be gone by now.

@@ -98,7 +98,7 @@ pub(super) async fn object(
             Ok(Action::await_change())
         }
         Some(observed) => {
-            report(context, tenure, object, &Applied::removing(observed)).await?;
+            report(context, tenure, key, object, &Applied::removing(observed)).await?;
             Ok(Action::requeue(around(super::LOOK_AGAIN)))
         }
     }

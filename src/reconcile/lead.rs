@@ -178,6 +178,8 @@ async fn rule(context: &Arc<Context>, lease: Lease, stop: &CancellationToken) ->
     // Waits for every look: they end by themselves, for the tenure is over.
     *context.role.write().await = Role::Starting;
     context.metrics.leads(false);
+    // What was not seen any more while another one led is no longer known.
+    context.change_all(|memory| memory.standing = None);
     tracing::info!(fence = %tenure.lease.token(), "no longer leading");
     if tenure.lease.left().is_some() {
         // A look that was dropped may have left a write in doubt.
@@ -243,6 +245,7 @@ fn concerned(context: &Context, events: &[Event]) -> HashSet<kube::runtime::refl
 
 async fn figures(context: &Context) {
     loop {
+        context.metrics.standings(context.standings());
         match context.store.figures().await {
             Ok(figures) => context.metrics.figures(&figures),
             Err(error) => tracing::debug!("figures: {error}"),

@@ -208,7 +208,7 @@ async fn look_as_leader(context: &Context, tenure: &Tenure, key: &ObjectRef<Meta
     let decision = decide::decide(&object, &observed, problems, drift.wake());
     let applied = apply::apply(context, tenure, key, &object, observed, decision).await?;
     context.remember(key, |memory| memory.guarded = applied.waits_for_guard());
-    report::report(context, tenure, &object, &applied).await?;
+    report::report(context, tenure, key, &object, &applied).await?;
     Ok(next_look(&applied, &drift))
 }
 

@@ -52,11 +52,13 @@ pub(super) fn says_something_new(object: &ModelDeployment, applied: &Applied) ->
 pub(super) async fn report(
     context: &Context,
     tenure: &Tenure,
+    key: &ObjectRef<Meta>,
     object: &ModelDeployment,
     applied: &Applied,
 ) -> Result<(), Error> {
     let mut new = status::status(object, applied, Clock::wall());
     let old = object.status.clone().unwrap_or_default();
+    context.stands(key, &new.conditions);
     if object.status.is_some() && status::same(&old, &new) {
         return Ok(());
     }
@@ -87,6 +89,7 @@ pub(super) async fn report_unreadable(
     let metadata = &outline.metadata;
     let old = outline.status.clone().unwrap_or_default();
     let mut new = status::unreadable(&old, metadata.generation.unwrap_or_default(), &outline.why, Clock::wall());
+    context.stands(key, &new.conditions);
     if outline.status.is_some() && status::same(&old, &new) {
         return Ok(());
     }

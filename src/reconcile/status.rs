@@ -112,6 +112,50 @@ fn stalled(
     }
 }
 
+/// What a status says in a word, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Standing {
+    /// What is wanted serves.
+    Ready,
+    /// It is on its way.
+    Reconciling,
+    /// It waits for somebody to do something.
+    Stalled,
+    /// It was told to wait.
+    Paused,
+}
+
+impl Standing {
+    /// All there are.
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Reconciling, Self::Stalled, Self::Paused];
+
+    /// The word for it in `/metrics`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Reconciling => "reconciling",
+            Self::Stalled => "stalled",
+            Self::Paused => "paused",
+        }
+    }
+
+    /// What these conditions say.
+    #[must_use]
+    pub fn of(conditions: &[Condition]) -> Self {
+        let holds = |type_| conditions.iter().any(|c: &Condition| c.type_ == type_ && c.status == "True");
+        if holds("Stalled") {
+            Self::Stalled
+        } else if holds("Ready") {
+            Self::Ready
+        } else if holds("Reconciling") {
+            Self::Reconciling
+        } else {
+            Self::Paused
+        }
+    }
+}
+
 /// Whether two statuses say the same, whatever their revisions.
 #[must_use]
 pub fn same(old: &ModelDeploymentStatus, new: &ModelDeploymentStatus) -> bool {

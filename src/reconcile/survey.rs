@@ -149,5 +149,9 @@ fn rests(context: &Context, key: &ObjectRef<Meta>, object: &ModelDeployment, obs
     }
     let Decision::Keep = decide(object, &observed, validate::validate(object), false) else { return false };
     context.remember(key, |memory| memory.guarded = false);
-    !report::says_something_new(object, &Applied::kept(observed))
+    if report::says_something_new(object, &Applied::kept(observed)) {
+        return false;
+    }
+    context.stands(key, object.status.as_ref().map(|status| &*status.conditions).unwrap_or_default());
+    true
 }

@@ -111,12 +111,15 @@ async fn an_alias_is_pinned_and_starts_a_new_rollout_when_it_moves() {
     let status = stage.holds("churn", "Stalled", "AliasNotFound").await;
     assert!(status.last_error.is_some_and(|e| e.message.contains("\"champion\"")));
     assert!(!stage.has_plan("churn").await);
+    replica.tells("palisade_modeldeployments{state=\"stalled\"} 1").await;
 
     stage.point("champion", 1).await;
     stage.planned("churn", "n.rollout = 1 AND n.spec->>'version' = '1'").await;
     stage.work("worker-a").await;
     let status = stage.holds("churn", "Ready", "VersionServes").await;
     assert_eq!(status.resolved.and_then(|r| r.alias).as_deref(), Some("champion"));
+    replica.tells("palisade_modeldeployments{state=\"stalled\"} 0").await;
+    replica.tells("palisade_modeldeployments{state=\"ready\"} 1").await;
 
     stage.point("champion", 2).await;
     stage.planned("churn", "n.rollout = 2 AND n.spec->>'version' = '2'").await;

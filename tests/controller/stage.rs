@@ -316,6 +316,15 @@ impl Replica {
         line.and_then(|n| n.parse().ok()).unwrap_or(0)
     }
 
+    /// Waits until this line stands in its `/metrics`.
+    pub async fn tells(&self, line: &str) {
+        wait_until(&format!("it tells {line}"), || async {
+            let text = self.metrics.print();
+            if text.lines().any(|told| told == line) { Ok(()) } else { Err(text) }
+        })
+        .await;
+    }
+
     /// Waits until it is not ready for a reason in which this text stands.
     pub async fn complains(&self, text: &str) {
         wait_until(&format!("it complains of {text:?}"), || async {
