@@ -1,7 +1,7 @@
 # The commands of this repository; `make` alone lists them. Each is a script in
 # hack/, which also explains the environment variables that it honours.
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test bench lint fmt
+.PHONY: help dev demo test bench image lint fmt
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: ## All tests, with Postgres and Kubernetes of their own (ARGS="NAME" for s
 
 bench: ## What it costs, beside what people use instead (ARGS="--quick", ARGS="--only NAME", ARGS=--update-docs)
 	@hack/bench.sh $(ARGS)
+
+image: ## The container image, as a docker-archive, by buildah (ARGS=--failpoints: for tests)
+	@hack/image.sh $(ARGS)
 
 lint: ## Formatting, clippy, licences and bans of dependencies, shell scripts
 	@hack/lint.sh
