@@ -149,16 +149,8 @@ pub struct Metrics {
     unknown_outcomes: Family<ByCall, Counter>,
     sessions_ended: Family<ByCause, Counter>,
     step_duration: Family<ByStep, Histogram, Slow>,
-    queue_depth: Known<Gauge>,
-    queue_age: Known<Seconds>,
-    leases_held: Known<Gauge>,
-    sessions_open: Known<Gauge>,
-    oldest_transaction: Known<Seconds>,
-    oldest_snapshot_age: Known<Gauge>,
+    of_leader: OfLeader,
     rows_removed: Family<ByRemoved, Counter>,
-    table_bytes: Family<ByTable, Gauge>,
-    modeldeployments: Family<ByState, Gauge>,
-    modeldeployments_oldest: Family<ByState, Seconds>,
     reconciles: Family<ByResult, Counter>,
     reconcile_duration: Histogram,
     surveyed: Counter,
@@ -167,6 +159,79 @@ pub struct Metrics {
     epoch_established: Known<Gauge>,
     epoch_needs_attention: Family<ByAttention, Gauge>,
     cluster_writes: Family<ByCallOutcome, Counter>,
+}
+
+/// What only the leader knows: gone with the leadership, for the next one tells it.
+#[derive(Debug)]
+struct OfLeader {
+    queue_depth: Known<Gauge>,
+    queue_age: Known<Seconds>,
+    leases_held: Known<Gauge>,
+    sessions_open: Known<Gauge>,
+    oldest_transaction: Known<Seconds>,
+    oldest_snapshot_age: Known<Gauge>,
+    table_bytes: Family<ByTable, Gauge>,
+    modeldeployments: Family<ByState, Gauge>,
+    modeldeployments_oldest: Family<ByState, Seconds>,
+}
+
+impl OfLeader {
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            queue_depth: add(r, "queue_depth", "Deployments whose work is due", Known::default()),
+            queue_age: add(r, "queue_age_seconds", "Since when the oldest of them is due", Known::default()),
+            leases_held: add(r, "leases_held", "Leases that any session holds", Known::default()),
+            sessions_open: add(r, "sessions_open", "Sessions that are alive", Known::default()),
+            oldest_transaction: add(
+                r,
+                "oldest_transaction_seconds",
+                "Age of the oldest open transaction in the database",
+                Known::default(),
+            ),
+            oldest_snapshot_age: add(
+                r,
+                "oldest_snapshot_age_transactions",
+                "How many transactions the server's oldest snapshot is behind",
+                Known::default(),
+            ),
+            table_bytes: add(r, "table_bytes", "What a table takes on the disk, with its indexes", Family::default()),
+            modeldeployments: add(
+                r,
+                "modeldeployments",
+                "ModelDeployments by what their status says",
+                Family::default(),
+            ),
+            modeldeployments_oldest: add(
+                r,
+                "modeldeployments_oldest_seconds",
+                "For how long one of them has been in this state, as far as this leader saw it",
+                Family::default(),
+            ),
+        }
+    }
+
+    fn clear(&self) {
+        let Self {
+            queue_depth,
+            queue_age,
+            leases_held,
+            sessions_open,
+            oldest_transaction,
+            oldest_snapshot_age,
+            table_bytes,
+            modeldeployments,
+            modeldeployments_oldest,
+        } = self;
+        for gauge in [queue_depth, leases_held, sessions_open, oldest_snapshot_age] {
+            gauge.clear();
+        }
+        for gauge in [queue_age, oldest_transaction] {
+            gauge.clear();
+        }
+        table_bytes.clear();
+        modeldeployments.clear();
+        modeldeployments_oldest.clear();
+    }
 }
 
 impl Default for Metrics {
@@ -212,36 +277,8 @@ impl Metrics {
                 "How long a rollout's steps took",
                 Family::new_with_constructor(Slow),
             ),
-            queue_depth: add(r, "queue_depth", "Deployments whose work is due", Known::default()),
-            queue_age: add(r, "queue_age_seconds", "Since when the oldest of them is due", Known::default()),
-            leases_held: add(r, "leases_held", "Leases that any session holds", Known::default()),
-            sessions_open: add(r, "sessions_open", "Sessions that are alive", Known::default()),
-            oldest_transaction: add(
-                r,
-                "oldest_transaction_seconds",
-                "Age of the oldest open transaction in the database",
-                Known::default(),
-            ),
-            oldest_snapshot_age: add(
-                r,
-                "oldest_snapshot_age_transactions",
-                "How many transactions the server's oldest snapshot is behind",
-                Known::default(),
-            ),
+            of_leader: OfLeader::new(r),
             rows_removed: add(r, "rows_removed", "Old rows that were removed, by kind", Family::default()),
-            table_bytes: add(r, "table_bytes", "What a table takes on the disk, with its indexes", Family::default()),
-            modeldeployments: add(
-                r,
-                "modeldeployments",
-                "ModelDeployments by what their status says",
-                Family::default(),
-            ),
-            modeldeployments_oldest: add(
-                r,
-                "modeldeployments_oldest_seconds",
-                "For how long one of them has been in this state, as far as this leader saw it",
-                Family::default(),
-            ),
             reconciles: add(r, "reconciles", "Reconciliations of a ModelDeployment", Family::default()),
             reconcile_duration: add(r, "reconcile_duration_seconds", "How long they took", Fast.new_metric()),
             surveyed: add(r, "surveyed", "ModelDeployments that a survey found to need no look", Counter::default()),
@@ -297,12 +334,12 @@ impl Metrics {
     pub fn figures(&self, figures: &Figures) {
         let Figures { queue_depth, queue_age, leases_held, sessions_open, oldest_transaction, oldest_xmin_age } =
             figures;
-        self.queue_depth.get_or_create(&[]).set(*queue_depth);
-        self.queue_age.get_or_create(&[]).set(queue_age.as_secs_f64());
-        self.leases_held.get_or_create(&[]).set(*leases_held);
-        self.sessions_open.get_or_create(&[]).set(*sessions_open);
-        self.oldest_transaction.get_or_create(&[]).set(oldest_transaction.as_secs_f64());
-        self.oldest_snapshot_age.get_or_create(&[]).set(*oldest_xmin_age);
+        self.of_leader.queue_depth.get_or_create(&[]).set(*queue_depth);
+        self.of_leader.queue_age.get_or_create(&[]).set(queue_age.as_secs_f64());
+        self.of_leader.leases_held.get_or_create(&[]).set(*leases_held);
+        self.of_leader.sessions_open.get_or_create(&[]).set(*sessions_open);
+        self.of_leader.oldest_transaction.get_or_create(&[]).set(oldest_transaction.as_secs_f64());
+        self.of_leader.oldest_snapshot_age.get_or_create(&[]).set(*oldest_xmin_age);
     }
 
     /// Old rows were removed.
@@ -316,7 +353,7 @@ impl Metrics {
         const TABLES: [&str; 7] = ["event", "grant_history", "lease", "operation", "refusal", "request", "session"];
         for Size { table, bytes } in sizes {
             if let Some(table) = TABLES.into_iter().find(|known| known == table) {
-                self.table_bytes.get_or_create(&ByTable { table }).set(*bytes);
+                self.of_leader.table_bytes.get_or_create(&ByTable { table }).set(*bytes);
             }
         }
     }
@@ -325,24 +362,16 @@ impl Metrics {
     pub fn standings(&self, standings: [(Standing, i64, Duration); 4]) {
         for (standing, count, longest) in standings {
             let state = ByState { state: standing.word() };
-            self.modeldeployments.get_or_create(&state).set(count);
-            self.modeldeployments_oldest.get_or_create(&state).set(longest.as_secs_f64());
+            self.of_leader.modeldeployments.get_or_create(&state).set(count);
+            self.of_leader.modeldeployments_oldest.get_or_create(&state).set(longest.as_secs_f64());
         }
     }
 
-    /// Whether this controller leads. What only a leader knows is gone with the leadership: the next one tells it.
+    /// Whether this controller leads.
     pub fn leads(&self, leads: bool) {
         self.leader.get_or_create(&[]).set(i64::from(leads));
         if !leads {
-            for gauge in [&self.queue_depth, &self.leases_held, &self.sessions_open, &self.oldest_snapshot_age] {
-                gauge.clear();
-            }
-            for gauge in [&self.queue_age, &self.oldest_transaction] {
-                gauge.clear();
-            }
-            self.table_bytes.clear();
-            self.modeldeployments.clear();
-            self.modeldeployments_oldest.clear();
+            self.of_leader.clear();
         }
     }
 

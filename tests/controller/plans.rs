@@ -89,6 +89,7 @@ async fn a_new_leader_looks_only_at_those_that_changed_while_nobody_led() {
     let second = stage.replica("b").await;
     let surveyed = async || if second.surveyed() >= 3 { Ok(()) } else { Err(format!("{}", second.surveyed())) };
     wait_until("all were surveyed", surveyed).await;
+    second.tells("palisade_modeldeployments{state=\"reconciling\"} 3").await;
     assert_eq!(second.looks(), 0, "there was nothing to do");
     second.stop().await;
 
