@@ -28,4 +28,4 @@ lint: ## Formatting, clippy, licences and bans of dependencies, shell scripts
 
 fmt: ## Format the code
 	cargo fmt
-	gofmt -w tests/cluster benches/rivals
+	gofmt -w tests/cluster tests/dns benches/rivals

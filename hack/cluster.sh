@@ -2,13 +2,14 @@
 # A throwaway Kubernetes on 127.0.0.1: etcd, API server, controller manager,
 # scheduler, and KWOK, whose fake nodes report every pod as running and ready.
 #
-#   hack/cluster.sh start DIR [--nodes N] [--parent PID [--remove]]
+#   hack/cluster.sh start DIR [--nodes N | --node ADDRESS] [--parent PID [--remove]]
 #       prints the path of an admin kubeconfig, the only line on stdout
 #   hack/cluster.sh stop DIR [--remove]
 #       at once; safe to repeat
 #
-# N fake nodes (3), each with room for 1000 pods. With --parent the cluster is
-# stopped when process PID ends, however it ends; with --remove DIR, which must be
+# N fake nodes (3), each with room for 1000 pods; with --node none, and no KWOK: the
+# control plane listens at ADDRESS, for the real node of hack/node.sh. With --parent
+# the cluster is stopped when process PID ends, however it ends; with --remove DIR, which must be
 # new or empty, is removed then. A second start with the same DIR goes on with its
 # data, on the same port if that is free. Files in DIR: kubeconfig, and for each of
 # etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok a NAME.pid
@@ -20,6 +21,14 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # In the order in which they are stopped: an API server whose etcd has gone holds
 # on to its port for over a minute.
 COMPONENTS=(kwok kube-scheduler kube-controller-manager kube-apiserver etcd)
+# Where the API server listens, and what it is told besides.
+HOST=127.0.0.1
+# No endpoints for the service "kubernetes": they may not lie on loopback, and no
+# fake pod asks for them.
+APISERVER=(--endpoint-reconciler-type none --authorization-mode RBAC)
+# Fake nodes never fail: while a test freezes the API server no heartbeat arrives,
+# and their pods must not be evicted for it.
+GRACE=24h
 
 usage() {
   sed -n '2,/^set -e/{/^set -e/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
@@ -41,6 +50,9 @@ write_credentials() {
     echo "$(random_token),kwok,kwok,system:masters"
     echo "$(random_token),system:kube-controller-manager,system:kube-controller-manager"
     echo "$(random_token),system:kube-scheduler,system:kube-scheduler"
+    echo "$(random_token),system:node:node,system:node:node,system:nodes"
+    echo "$(random_token),system:kube-proxy,system:kube-proxy"
+    echo "$(random_token),coredns,coredns,system:masters"
   } >pki/tokens.new
   mv pki/tokens.new pki/tokens.csv
 }
@@ -55,7 +67,7 @@ kind: Config
 clusters:
 - name: palisade-test
   cluster:
-    server: https://127.0.0.1:$3
+    server: https://$HOST:$3
     certificate-authority-data: $(base64 -w 0 pki/apiserver/apiserver.crt)
 users:
 - name: "$2"
@@ -90,15 +102,12 @@ start_etcd() {
 start_apiserver() {
   local port=$1 began=$SECONDS before
   before=$(stat -c %s kube-apiserver.log 2>/dev/null || echo 0)
-  # No endpoints for the service "kubernetes": they may not lie on loopback, and no
-  # fake pod asks for them.
   spawn . kube-apiserver "$BIN/controlplane" kube-apiserver --etcd-servers unix://etcd.sock \
-    --bind-address 127.0.0.1 --advertise-address 127.0.0.1 --secure-port "$port" --cert-dir pki/apiserver \
-    --endpoint-reconciler-type none --service-cluster-ip-range 10.96.0.0/16 \
-    --authorization-mode RBAC --token-auth-file pki/tokens.csv \
+    --bind-address "$HOST" --advertise-address "$HOST" --secure-port "$port" --cert-dir pki/apiserver \
+    --service-cluster-ip-range 10.96.0.0/16 --token-auth-file pki/tokens.csv "${APISERVER[@]}" \
     --service-account-issuer https://kubernetes.default.svc \
     --service-account-key-file pki/sa.pub --service-account-signing-key-file pki/sa.key
-  until listening "$port" && [[ -s pki/apiserver/apiserver.crt ]] && write_kubeconfig kubeconfig admin "$port" &&
+  until listening "$port" "$HOST" && [[ -s pki/apiserver/apiserver.crt ]] && write_kubeconfig kubeconfig admin "$port" &&
     "${KUBECTL[@]}" --request-timeout 2s get --raw /readyz >/dev/null 2>readyz.log; do
     if ! running . kube-apiserver; then
       if tail -c "+$((before + 1))" kube-apiserver.log | grep -q 'address already in use'; then return 1; fi
@@ -115,19 +124,26 @@ start_controllers() {
     write_kubeconfig "pki/$name.kubeconfig" "system:$name" "$port"
   done
   write_kubeconfig pki/kwok.kubeconfig kwok "$port"
-  # Each controller as its own service account, as real clusters have it. Fake
-  # nodes never fail: while a test freezes the API server no heartbeat arrives, and
-  # their pods must not be evicted for it.
+  # Each controller as its own service account, as real clusters have it.
   spawn . kube-controller-manager "$BIN/controlplane" kube-controller-manager \
     --kubeconfig pki/kube-controller-manager.kubeconfig --use-service-account-credentials \
     --service-account-private-key-file pki/sa.key --root-ca-file pki/apiserver/apiserver.crt \
-    --leader-elect=false --secure-port 0 --node-monitor-grace-period 24h \
+    --leader-elect=false --secure-port 0 --node-monitor-grace-period "$GRACE" \
     --kube-api-qps 200 --kube-api-burst 400
   spawn . kube-scheduler "$BIN/controlplane" kube-scheduler \
     --kubeconfig pki/kube-scheduler.kubeconfig --leader-elect=false --secure-port 0 \
     --kube-api-qps 200 --kube-api-burst 400
+  [[ $HOST == 127.0.0.1 ]] || return 0
   spawn . kwok "$BIN/kwok" --kubeconfig pki/kwok.kubeconfig --config "$BIN/stages.yaml" \
     --manage-all-nodes --node-lease-duration-seconds 0
+}
+
+# reachable_at ADDRESS: for pods and a kubelet that are real.
+reachable_at() {
+  HOST=$1
+  GRACE=20s
+  # A node's kubelet sees its own pods' secrets only. Its name is in no DNS.
+  APISERVER=(--authorization-mode "Node,RBAC" --allow-privileged --kubelet-preferred-address-types InternalIP)
 }
 
 write_nodes() {
@@ -158,6 +174,7 @@ wait_usable() {
   # Without it every pod of namespace default is refused.
   until "${KUBECTL[@]}" -n default get serviceaccount default >/dev/null 2>&1; do
     for name in "${COMPONENTS[@]}"; do
+      [[ -e $name.start ]] || continue
       running . "$name" || die "$name ended: $(tail -n 3 "$name.log")"
     done
     ((SECONDS - began < 60)) || die "no service account after 60 s; a log: $PWD/kube-controller-manager.log"
@@ -215,6 +232,7 @@ main() {
   while (($#)); do
     case $1 in
       --nodes) nodes=${2:?--nodes needs a number} && shift 2 ;;
+      --node) nodes=0 && reachable_at "${2:?--node needs an address}" && shift 2 ;;
       --parent) parent=${2:?--parent needs a PID} && shift 2 ;;
       --remove) remove=$1 && shift ;;
       *) usage ;;

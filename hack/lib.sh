@@ -167,8 +167,8 @@ free_port() {
   done
 }
 
-# listening PORT: whether somebody accepts connections there.
-listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+# listening PORT [HOST]: whether somebody accepts connections there.
+listening() { (exec 3<>"/dev/tcp/${2:-127.0.0.1}/$1") 2>/dev/null; }
 
 # build_palisade: builds the program and prints its path. cargo shows its own
 # progress on stderr; what is built already takes no time.

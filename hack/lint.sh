@@ -14,7 +14,7 @@ check() {
 
 gofmt_check() {
   local unformatted
-  unformatted=$(gofmt -l tests/cluster benches/rivals)
+  unformatted=$(gofmt -l tests/cluster tests/dns benches/rivals)
   [[ -z $unformatted ]] || {
     say "not formatted: $unformatted"
     return 1

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# hack/images.sh NAME: builds an image for the node of `make e2e` and prints the path
+# of its docker-archive, the only line on stdout. No builder is needed, nothing is
+# pulled: a folder of files becomes the only layer. Cached, named after what is in it.
+#
+#   pause      localhost/pause:1: what holds a pod's namespaces
+#   mlserver   localhost/mlserver:1.7.1: MLServer with scikit-learn, for real models
+#   postgres   localhost/postgres:15: the server, as Debian has it
+#
+# mlserver and postgres take files from Debian packages, and so need apt-get, of
+# Debian 12 for the former; else the exit code is 77.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+IMAGES=$CACHE/image
+PYTHON_PACKAGES=(python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libgcc-s1 libstdc++6
+  libbz2-1.0 libcrypt1 libdb5.3 libexpat1 libffi8 liblzma5 libncursesw6 libreadline8 libsqlite3-0 libssl3 libtinfo6
+  libuuid1 zlib1g media-types)
+
+# packages ROOT NAMES...: the files of Debian packages, none of which is installed.
+packages() {
+  local root=$1 file
+  shift
+  mkdir -p "$WORK/packages"
+  # By a path: apt's own user, who would fetch them, may not reach the folder.
+  (cd "$WORK/packages" && apt-get -o APT::Sandbox::User=root download "$@")
+  for file in "$WORK"/packages/*.deb; do dpkg-deb --extract "$file" "$root"; done
+  rm -rf "$WORK/packages" "${root:?}"/usr/share/{doc,man,lintian,locale}
+}
+
+users() {
+  mkdir -p "$1/etc" "$1/tmp"
+  chmod 1777 "$1/tmp"
+  printf '%s\n' 'root:x:0:0:root:/:/bin/false' "$2:x:$3:$3:$2:/tmp:/bin/false" >"$1/etc/passwd"
+  printf '%s\n' 'root:x:0:' "$2:x:$3:" >"$1/etc/group"
+  printf '%s\n' 'hosts: files dns' >"$1/etc/nsswitch.conf"
+}
+
+fill_pause() { install -D -m 755 "$NODE/pause" "$1/pause"; }
+
+fill_mlserver() {
+  local platform platforms=() library
+  packages "$1" "${PYTHON_PACKAGES[@]}"
+  for platform in _2_28 _2_27 _2_24 _2_17 2014 _2_5 1; do platforms+=(--platform "manylinux${platform}_x86_64"); done
+  python3 -m pip install --quiet --no-deps --require-hashes --requirement "$REPO/hack/mlserver.txt" \
+    --only-binary :all: --python-version 3.11 "${platforms[@]}" --target "$1/opt/mlserver" --no-cache-dir
+  # A third of it, which nobody imports.
+  for library in scipy sklearn pandas numpy; do
+    find "$1/opt/mlserver/$library" -depth -type d -name tests -exec rm -rf {} +
+  done
+  users "$1" mlserver 1000
+}
+
+describe() {
+  case $1 in
+    pause) echo '{"Entrypoint": ["/pause"], "User": "65535:65535"}' ;;
+    mlserver)
+      cat <<'CONFIG'
+{"Entrypoint": ["/usr/bin/python3.11", "-c", "from mlserver.cli import main; main()"], "Cmd": ["start", "/models/model"], "User": "1000:1000",
+ "WorkingDir": "/tmp", "Env": ["PATH=/usr/bin:/bin", "PYTHONPATH=/opt/mlserver", "HOME=/tmp", "LANG=C.UTF-8"]}
+CONFIG
+      ;;
+  esac
+}
+
+tag() {
+  case $1 in
+    pause) echo localhost/pause:1 ;;
+    mlserver) echo localhost/mlserver:1.7.1 ;;
+    postgres) echo localhost/postgres:15 ;;
+  esac
+}
+
+# archive ROOT TAG CONFIG FILE: a docker-archive of one layer.
+archive() {
+  python3 - "$@" <<'PYTHON'
+import hashlib, io, json, os, sys, tarfile
+root, tag, config, file = sys.argv[1:]
+layer = file + ".layer"
+def owned(info):
+    # As root of the image, whoever builds it; as old as time, so that it is the same again.
+    info.uid = info.gid = info.mtime = 0
+    info.uname = info.gname = ""
+    return info
+with tarfile.open(layer, "w") as tar:
+    for name in sorted(os.listdir(root)):
+        tar.add(os.path.join(root, name), name, filter=owned)
+with open(layer, "rb") as content:
+    digest = hashlib.file_digest(content, "sha256").hexdigest()
+arch = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+image = json.dumps({"architecture": arch, "os": "linux", "config": json.loads(config),
+                    "rootfs": {"type": "layers", "diff_ids": ["sha256:" + digest]}}).encode()
+name = hashlib.sha256(image).hexdigest() + ".json"
+manifest = json.dumps([{"Config": name, "RepoTags": [tag], "Layers": [digest + ".tar"]}]).encode()
+with tarfile.open(file, "w") as tar:
+    for path, content in ((name, image), ("manifest.json", manifest)):
+        info = tarfile.TarInfo(path)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    tar.add(layer, digest + ".tar", filter=owned)
+os.remove(layer)
+PYTHON
+}
+
+assemble() {
+  mkdir -p "$WORK/root"
+  chmod 755 "$WORK/root"
+  "fill_$1" "$WORK/root"
+  archive "$WORK/root" "$(tag "$1")" "$(describe "$1")" "$2.new"
+  mv "$2.new" "$2"
+}
+
+main() {
+  local name=${1:-} file lock
+  [[ -n $(tag "$name") ]] || die "usage: hack/images.sh pause|mlserver|postgres"
+  need python3 "it writes the image"
+  NODE=$("$REPO/hack/binaries.sh" --node)
+  if [[ $name == mlserver ]] && ! grep -q '^12' /etc/debian_version 2>/dev/null; then
+    say "skipped: $name needs Debian 12, whose Python is 3.11"
+    exit 77
+  fi
+  file=$IMAGES/$name-$({
+    declare -f packages users "fill_$name" describe tag archive
+    echo "${PYTHON_PACKAGES[*]}"
+    cat "$REPO/hack/mlserver.txt" "$REPO"/tests/cluster/pause/*.go
+  } | sha256sum | cut -c1-16).tar
+  mkdir -p "$IMAGES"
+  exec {lock}>"$IMAGES/.lock-$name"
+  flock "$lock"
+  if [[ ! -e $file ]]; then
+    WORK=$(mktemp -d "$IMAGES/.work.XXXXXX")
+    trap 'rm -rf "$WORK"' EXIT
+    with_progress "building the image $(tag "$name")" "$IMAGES/$name.log" assemble "$name" "$file"
+    find "$IMAGES" -name "$name-*.tar" ! -path "$file" -mtime +1 -delete
+  fi
+  echo "$file"
+}
+
+main "$@"
