@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::manifests::{self, Account, Format, NameError, SYSTEM_NAMESPACE, Settings, SettingsError};
+use crate::manifests::{self, Account, Format, NAME, NameError, SYSTEM_NAMESPACE, Settings, SettingsError};
 
 /// Print the CustomResourceDefinition, and with --with-policy all that a cluster needs besides.
 ///
@@ -20,16 +20,25 @@ pub struct Args {
     #[arg(long)]
     pub with_policy: bool,
 
+    /// What the names of roles, policies and default accounts begin with: another for each installation in a cluster
+    #[arg(long, default_value = NAME, value_parser = name, value_name = "NAME", requires = "with_policy")]
+    pub name: String,
+
+    /// For an installation that looks after this namespace only: roles instead of cluster roles, and policies that hold
+    /// there [default: for all]
+    #[arg(long, value_parser = namespace, value_name = "NAMESPACE", requires = "with_policy")]
+    pub watch_namespace: Option<String>,
+
     /// Namespace of Palisade's own objects
     #[arg(long, default_value = SYSTEM_NAMESPACE, value_parser = namespace, value_name = "NAMESPACE", requires = "with_policy")]
     pub namespace: String,
 
     /// ServiceAccount of the workers; may be given several times. One in another namespace must exist
-    /// [default: NAMESPACE:palisade-worker]
+    /// [default: NAMESPACE:NAME-worker]
     #[arg(long, value_name = "NAMESPACE:NAME", requires = "with_policy")]
     pub worker_account: Vec<Account>,
 
-    /// ServiceAccount of the controller [default: NAMESPACE:palisade-controller]
+    /// ServiceAccount of the controller [default: NAMESPACE:NAME-controller]
     #[arg(long, value_name = "NAMESPACE:NAME", requires = "with_policy")]
     pub controller_account: Option<Account>,
 
@@ -60,10 +69,15 @@ pub fn run(args: Args) -> Result<(), Error> {
 }
 
 fn render(args: Args) -> Result<String, SettingsError> {
-    let Args { with_policy, namespace, worker_account, controller_account, output } = args;
-    let settings = Settings::new(&namespace, worker_account, controller_account)?;
+    let Args { with_policy, name, watch_namespace, namespace, worker_account, controller_account, output } = args;
+    let settings = Settings::named(&name, &namespace, worker_account, controller_account)?;
+    let settings = settings.watching(watch_namespace.as_deref())?;
     let objects = if with_policy { manifests::everything(&settings) } else { vec![manifests::crd()] };
     Ok(manifests::print(&objects, output))
+}
+
+pub(super) fn name(text: &str) -> Result<String, NameError> {
+    manifests::check_name(text).map(|()| text.to_owned())
 }
 
 fn namespace(text: &str) -> Result<String, NameError> {

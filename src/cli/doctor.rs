@@ -12,7 +12,7 @@ use super::{Cli, Context, Error, Output};
 use crate::cluster;
 use crate::crd::Span;
 use crate::doctor::{self, Area, Configuration, Finding, Report, Severity, Visit, Wanted};
-use crate::manifests::{Account, SYSTEM_NAMESPACE, Settings};
+use crate::manifests::{Account, NAME, SYSTEM_NAMESPACE, Settings};
 use crate::store::StoreConfig;
 
 /// Check database, cluster and configuration: what is wrong, why it matters, what to do
@@ -67,6 +67,10 @@ pub(super) struct Args {
     /// The --keep-events of controllers
     #[arg(long, default_value = "7d", env = "PALISADE_KEEP_EVENTS", value_name = "DURATION", value_parser = super::controller::keep)]
     keep_events: Duration,
+
+    /// What the names of roles, policies and default accounts begin with
+    #[arg(long, default_value = NAME, env = "PALISADE_NAME", value_parser = super::crd::name, value_name = "NAME")]
+    name: String,
 
     /// Namespace of Palisade's own objects
     #[arg(long, default_value = SYSTEM_NAMESPACE, env = "PALISADE_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
@@ -124,7 +128,8 @@ pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
 
 async fn visit(args: Args) -> Result<Visit, Error> {
     let (workers_named, controller_named) = (!args.worker_account.is_empty(), args.controller_account.is_some());
-    let settings = Settings::new(&args.namespace, args.worker_account, args.controller_account);
+    let settings = Settings::named(&args.name, &args.namespace, args.worker_account, args.controller_account)
+        .and_then(|settings| settings.watching(args.watch_namespace.as_deref()));
     let timeout = args.timeout.duration();
     let asks_cluster = args.only.is_none_or(|only| only == Area::Cluster);
     let client = if asks_cluster { cluster::client().await } else { Err("not asked".into()) };
@@ -141,7 +146,6 @@ async fn visit(args: Args) -> Result<Visit, Error> {
             settings: settings.map_err(|e| Error::usage(e.to_string()))?,
             workers_named,
             controller_named,
-            watched: args.watch_namespace,
             pre: args.pre,
         },
         configuration: Configuration { ttl: args.ttl.duration(), poll: args.poll.duration(), unreadable, unknown },

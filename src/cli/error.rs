@@ -273,6 +273,11 @@ impl From<MigrateError> for Error {
             MigrateError::Unavailable(_) => {
                 Self::unavailable_next(message, "is DATABASE_URL right, and does the server run? Then try again")
             }
+            MigrateError::Refused(_) => Self::unavailable_next(message, "mend the URL, the login or the certificate"),
+            MigrateError::Logins(_) => Self::failed_next(
+                message,
+                "migrate as a role that may make roles, or make the logins by hand: docs/operations.md",
+            ),
             MigrateError::NewerDatabase { .. } | MigrateError::Changed(_) | MigrateError::Failed(_) => {
                 Self::failed(message)
             }

@@ -113,7 +113,7 @@ impl Command {
             Self::Crd(args) => Ok(crd::run(args)?),
             Self::Controller(args) => controller::run(args, context).await,
             Self::Worker(args) => worker::run(args, context).await,
-            Self::Migrate(args) => migrate::run(args).await,
+            Self::Migrate(args) => migrate::run(args, context).await,
             Self::Model(args) => model::run(args).await,
             Self::Lease(args) => lease::run(args).await,
             Self::History(args) => history::run(args).await,

@@ -167,11 +167,10 @@ fn installed(chart: &mut Chart, answers: &Answers) {
             "palisade crd --with-policy | kubectl apply --server-side -f -, or name the right one with --namespace",
         ));
     }
-    let in_force = policies::in_force(&answers.found);
+    let in_force = policies::in_force(&answers.found, settings.name());
     // The policies against themselves for other accounts: which ones they name is another question, below.
-    let policies_for = in_force.clone().and_then(|(workers, controller)| {
-        Settings::new(settings.namespace(), workers, controller.or_else(|| Some(settings.controller().clone()))).ok()
-    });
+    let policies_for =
+        in_force.clone().and_then(|(workers, controller)| settings.clone().with_accounts(workers, controller).ok());
     policies::check(chart, &answers.found, policies_for.as_ref().unwrap_or(settings));
     accounts(chart, answers, in_force.as_ref());
     if let Some(missing) = chart.seen("the ServiceAccounts", &answers.missing_accounts) {
@@ -202,7 +201,7 @@ fn accounts(chart: &mut Chart, answers: &Answers, in_force: Option<&(Vec<Account
     for name in say.iter().filter(|name| !workers.iter().any(|account| account.username() == **name)) {
         chart.add(Finding::error(
             "cluster/worker-unfenced",
-            format!("{name} works as a worker, and the policy palisade-fence does not name it"),
+            format!("{name} works as a worker, and the policy {}-fence does not name it", answers.settings.name()),
             "it is taken for a person, who needs no fence: what it writes after it was replaced is not refused",
             "palisade crd --with-policy --worker-account NAMESPACE:NAME (all of them) | kubectl apply --server-side -f -; or \
              take the role palisade-worker from it",
@@ -211,7 +210,10 @@ fn accounts(chart: &mut Chart, answers: &Answers, in_force: Option<&(Vec<Account
     for name in lead.iter().filter(|name| controller.as_ref().map(Account::username).as_ref() != Some(*name)) {
         chart.add(Finding::warning(
             "cluster/controller-unlisted",
-            format!("{name} works as the controller, and the policy palisade-fence-accounts does not name it"),
+            format!(
+                "{name} works as the controller, and the policy {}-fence-accounts does not name it",
+                answers.settings.name()
+            ),
             "it could make Deployments, which only workers do, under a fence",
             "palisade crd --with-policy --controller-account NAMESPACE:NAME | kubectl apply --server-side -f -",
         ));

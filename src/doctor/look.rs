@@ -35,8 +35,6 @@ pub struct Wanted {
     pub workers_named: bool,
     /// The controller's account was named.
     pub controller_named: bool,
-    /// The namespace that Palisade looks after; absent: all.
-    pub watched: Option<String>,
     /// Nothing is installed yet.
     pub pre: bool,
 }
@@ -78,7 +76,7 @@ impl Look {
             other => other,
         };
         let mut found = Found::new();
-        for (kind, name) in policies::names() {
+        for (kind, name) in policies::names(&wanted.settings) {
             let url = format!(
                 "{ADMISSION}/{}",
                 if kind.ends_with("Binding") {
@@ -90,7 +88,7 @@ impl Look {
             let object = self.object(&url, &name).await;
             found.insert((kind, name), object);
         }
-        let bound = self.bound().await;
+        let bound = self.bound(&wanted.settings).await;
         let settings = settings(wanted, &found, &bound);
         let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
         Ok(Answers {
@@ -100,11 +98,7 @@ impl Look {
             namespace: self.object("/api/v1/namespaces", settings.namespace()).await.map(|object| object.is_some()),
             crd: self.object(crds, "modeldeployments.palisade.dev").await,
             missing_accounts: self.missing_accounts(&settings).await,
-            rights: if wanted.pre {
-                Ok(Vec::new())
-            } else {
-                self.rights(&settings, wanted, identity.as_deref().ok()).await
-            },
+            rights: if wanted.pre { Ok(Vec::new()) } else { self.rights(&settings, identity.as_deref().ok()).await },
             not_installable: if wanted.pre { self.not_installable(&settings).await } else { Ok(Vec::new()) },
             epoch: self.epoch(settings.namespace()).await,
             identity,
@@ -158,10 +152,15 @@ impl Look {
     }
 
     /// Who has the workers' role, and who the controller's.
-    async fn bound(&self) -> Looked<(Vec<String>, Vec<String>)> {
+    async fn bound(&self, settings: &Settings) -> Looked<(Vec<String>, Vec<String>)> {
+        let bindings = settings.watched().map_or_else(
+            || format!("{RBAC}/clusterrolebindings"),
+            |namespace| format!("{RBAC}/namespaces/{namespace}/rolebindings"),
+        );
         let mut both = Vec::with_capacity(2);
-        for name in ["palisade-worker", "palisade-controller"] {
-            let binding = self.object(&format!("{RBAC}/clusterrolebindings"), name).await?.unwrap_or_default();
+        for part in ["worker", "controller"] {
+            let name = format!("{}-{part}", settings.name());
+            let binding = self.object(&bindings, &name).await?.unwrap_or_default();
             let subjects = binding["subjects"].as_array().into_iter().flatten();
             both.push(
                 subjects
@@ -193,8 +192,8 @@ impl Look {
     }
 
     /// What the accounts may do. One of them may ask about itself; about others, whoever may create reviews.
-    async fn rights(&self, settings: &Settings, wanted: &Wanted, identity: Option<&str>) -> Looked<Vec<(Right, bool)>> {
-        let mut all = rights(settings, wanted.watched.as_deref().unwrap_or_default());
+    async fn rights(&self, settings: &Settings, identity: Option<&str>) -> Looked<Vec<(Right, bool)>> {
+        let mut all = rights(settings);
         let me = |right: &Right| identity == Some(right.account.username().as_str());
         if all.iter().any(me) {
             all.retain(me);
@@ -271,7 +270,7 @@ impl Look {
 
 /// Whose accounts are looked at: as the command line says, else as policies and role bindings say, else as by default.
 fn settings(wanted: &Wanted, found: &Found, bound: &Looked<(Vec<String>, Vec<String>)>) -> Settings {
-    let (fenced, controller) = policies::in_force(found).unwrap_or_default();
+    let (fenced, controller) = policies::in_force(found, wanted.settings.name()).unwrap_or_default();
     let workers: Vec<Account> = if wanted.workers_named {
         wanted.settings.workers().cloned().collect()
     } else {
@@ -280,7 +279,8 @@ fn settings(wanted: &Wanted, found: &Found, bound: &Looked<(Vec<String>, Vec<Str
     };
     let controller =
         controller.filter(|_| !wanted.controller_named).unwrap_or_else(|| wanted.settings.controller().clone());
-    Settings::new(wanted.settings.namespace(), workers, Some(controller)).unwrap_or_else(|_| wanted.settings.clone())
+    let named = wanted.settings.clone().with_accounts(workers, Some(controller));
+    named.unwrap_or_else(|_| wanted.settings.clone())
 }
 
 fn attributes(right: &Right) -> ResourceAttributes {

@@ -116,7 +116,7 @@ fn has_epoch(facts: Option<&facts::DatabaseFacts>) -> bool {
 /// The epoch as a controller sees it. It lists what carries a fence, which may take some questions more.
 async fn look_at_epoch(config: &StoreConfig, client: Client, wanted: &Wanted, timeout: Duration) -> Looked<EpochView> {
     let store = Store::new(config).map_err(|e| Unseen::NoAnswer(e.to_string()))?;
-    let allocator = Allocator::new(store.clone(), client, wanted.settings.namespace(), wanted.watched.as_deref());
+    let allocator = Allocator::new(store.clone(), client, wanted.settings.namespace(), wanted.settings.watched());
     let view = tokio::time::timeout(timeout * 4, allocator.inspect()).await;
     store.close().await;
     // Who may see the object may not be let to list the others: why there is no view does not matter much here.

@@ -18,20 +18,19 @@ pub type Found = BTreeMap<(String, String), Looked<Option<Value>>>;
 
 /// The policies and bindings that are installed, each by kind and name.
 #[must_use]
-pub fn names() -> Vec<(String, String)> {
-    let Ok(settings) = Settings::new(manifests::SYSTEM_NAMESPACE, [], None) else { return Vec::new() };
-    manifests::policies(&settings).iter().filter_map(|object| key(&serde_json::to_value(object).ok()?)).collect()
+pub fn names(settings: &Settings) -> Vec<(String, String)> {
+    manifests::policies(settings).iter().filter_map(|object| key(&serde_json::to_value(object).ok()?)).collect()
 }
 
 fn key(object: &Value) -> Option<(String, String)> {
     Some((object["kind"].as_str()?.to_owned(), object["metadata"]["name"].as_str()?.to_owned()))
 }
 
-/// The accounts that the installed policies name; nothing where they cannot be read.
+/// The accounts that the policies of an installation of this name say; nothing where they cannot be read.
 #[must_use]
-pub fn in_force(found: &Found) -> Option<(Vec<Account>, Option<Account>)> {
-    let workers = accounts(found, "palisade-fence", "worker");
-    let controller = accounts(found, "palisade-fence-accounts", "controller").into_iter().next();
+pub fn in_force(found: &Found, name: &str) -> Option<(Vec<Account>, Option<Account>)> {
+    let workers = accounts(found, &format!("{name}-fence"), "worker");
+    let controller = accounts(found, &format!("{name}-fence-accounts"), "controller").into_iter().next();
     (!workers.is_empty()).then_some((workers, controller))
 }
 

@@ -63,14 +63,16 @@ const NOT_THE_CONTROLLERS: &[(&str, &str, &[&str])] = &[
     (ADMISSION, "validatingadmissionpolicybindings", WRITES),
 ];
 
-/// All rights to ask about. `watched`: the namespace that Palisade looks after; empty: all of them.
+/// All rights to ask about.
 #[must_use]
-pub fn rights(settings: &Settings, watched: &str) -> Vec<Right> {
+pub fn rights(settings: &Settings) -> Vec<Right> {
+    let watched = settings.watched().unwrap_or_default();
+    let workers_role = format!("{}-worker", settings.name());
     let mut rights = Vec::new();
     for role in manifests::rbac(settings) {
         let kind = role["kind"].as_str().unwrap_or_default();
         let namespace = role["metadata"]["namespace"].as_str().unwrap_or(watched);
-        let worker = role["metadata"]["name"] == "palisade-worker";
+        let worker = role["metadata"]["name"] == workers_role.as_str();
         if kind == "ClusterRole" || kind == "Role" {
             for account in settings.workers().filter(|_| worker).chain((!worker).then(|| settings.controller())) {
                 rights.extend(wanted(account, namespace, &role["rules"]));
@@ -142,7 +144,7 @@ mod tests {
     #[test]
     fn what_is_needed_comes_from_the_roles_that_are_installed() {
         let settings = Settings::new("palisade-system", [], None).expect("the defaults are good");
-        let rights = rights(&settings, "");
+        let rights = rights(&settings);
         let words = |wanted: bool, name: &str| -> Vec<String> {
             let of = rights.iter().filter(|r| r.wanted == wanted && r.account.name() == name);
             of.map(|right| format!("{} {}", right.verb, right.object())).collect()

@@ -6,7 +6,7 @@
 //! crd::definition() ───────────────────────────────────▶
 //! ```
 //!
-//! The epoch object is not among them: the controller creates it at its first start, by compare-and-swap. Until then
+//! The files are those of the Helm chart, which fills them in the same way. The epoch object is not among them: the controller creates it at its first start, by compare-and-swap. Until then
 //! the policies refuse every fenced write.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
@@ -19,9 +19,11 @@ mod tests;
 
 pub use names::*;
 
-const RBAC: &str = include_str!("rbac.yaml");
-const FENCE: &str = include_str!("fence.yaml");
-const CREATE: &str = include_str!("create.yaml");
+const RBAC: &str = include_str!("../../charts/palisade/files/rbac.yaml");
+const FENCE: &str = include_str!("../../charts/palisade/files/fence.yaml");
+const CREATE: &str = include_str!("../../charts/palisade/files/create.yaml");
+/// The longest [`Settings::name`]: a Job of the chart has it as a prefix, and its name ends at 63 characters.
+const NAME_MAX: usize = 48;
 
 /// A ServiceAccount, written `NAMESPACE:NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,10 +117,27 @@ pub fn check_label(name: &str) -> Result<(), NameError> {
     Ok(())
 }
 
+/// Checks the name of an installation.
+///
+/// # Errors
+/// When objects of Kubernetes could not have names that begin with it.
+pub fn check_name(name: &str) -> Result<(), NameError> {
+    check_label(name)?;
+    if name.len() > NAME_MAX {
+        return Err(NameError {
+            value: name.to_owned(),
+            why: "it is longer than 48 characters, and is the beginning of other names",
+        });
+    }
+    Ok(())
+}
+
 /// Where Palisade is installed, and who it is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    name: String,
     namespace: String,
+    watched: Option<String>,
     workers: BTreeSet<Account>,
     controller: Account,
 }
@@ -135,7 +154,8 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// Without workers, or without a controller, the default accounts in `namespace` are meant.
+    /// An installation of the default name, which looks after all namespaces. Without workers, or without a controller,
+    /// the default accounts in `namespace` are meant.
     ///
     /// # Errors
     /// When a name would be refused by Kubernetes, or one account is both the controller's and a worker's.
@@ -144,16 +164,70 @@ impl Settings {
         workers: impl IntoIterator<Item = Account>,
         controller: Option<Account>,
     ) -> Result<Self, SettingsError> {
+        Self::named(NAME, namespace, workers, controller)
+    }
+
+    /// The same under another name: roles, policies and default accounts begin with it.
+    ///
+    /// # Errors
+    /// When a name would be refused by Kubernetes, or one account is both the controller's and a worker's.
+    pub fn named(
+        name: &str,
+        namespace: &str,
+        workers: impl IntoIterator<Item = Account>,
+        controller: Option<Account>,
+    ) -> Result<Self, SettingsError> {
+        check_name(name)?;
         check_label(namespace)?;
+        let settings = Self {
+            name: name.to_owned(),
+            namespace: namespace.to_owned(),
+            watched: None,
+            workers: BTreeSet::new(),
+            controller: Account::new(namespace, &format!("{name}-controller"))?,
+        };
+        settings.with_accounts(workers, controller)
+    }
+
+    /// The same installation, which looks after the ModelDeployments of one namespace only.
+    ///
+    /// # Errors
+    /// When Kubernetes would refuse the name.
+    pub fn watching(self, namespace: Option<&str>) -> Result<Self, SettingsError> {
+        namespace.map_or(Ok(()), check_label)?;
+        Ok(Self { watched: namespace.map(str::to_owned), ..self })
+    }
+
+    /// The same installation with other accounts; without workers the default one, without a controller the one it has.
+    ///
+    /// # Errors
+    /// When one account is both the controller's and a worker's.
+    pub fn with_accounts(
+        self,
+        workers: impl IntoIterator<Item = Account>,
+        controller: Option<Account>,
+    ) -> Result<Self, SettingsError> {
         let mut workers: BTreeSet<_> = workers.into_iter().collect();
         if workers.is_empty() {
-            workers.insert(Account::new(namespace, WORKER_ACCOUNT)?);
+            workers.insert(Account::new(&self.namespace, &format!("{}-worker", self.name))?);
         }
-        let controller = controller.map_or_else(|| Account::new(namespace, CONTROLLER_ACCOUNT), Ok)?;
+        let controller = controller.unwrap_or(self.controller);
         if workers.contains(&controller) {
             return Err(SettingsError::Shared(controller));
         }
-        Ok(Self { namespace: namespace.to_owned(), workers, controller })
+        Ok(Self { workers, controller, ..self })
+    }
+
+    /// What the names of its roles and policies begin with.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The one namespace that it looks after; `None`: all of them.
+    #[must_use]
+    pub fn watched(&self) -> Option<&str> {
+        self.watched.as_deref()
     }
 
     /// Namespace of Palisade's own objects.
@@ -177,13 +251,24 @@ impl Settings {
         let workers: Vec<_> = self.workers.iter().collect();
         let controllers = [&self.controller];
         let accounts: Vec<_> = workers.iter().copied().chain(controllers).collect();
+        let watched = |line: &dyn Fn(&str) -> String| self.watched.as_deref().map_or_else(String::new, line);
         template
+            .replace("${NAME}", &self.name)
             .replace("${NAMESPACE}", &self.namespace)
+            .replace("${SCOPE}", if self.watched.is_some() { "" } else { "Cluster" })
+            .replace("${IN_WATCHED}", &watched(&|namespace| format!("namespace: \"{namespace}\"")))
+            .replace("${WATCHED}", &watched(&|namespace| {
+                format!("matchResources: {{namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: \"{namespace}\"}}}}}}")
+            }))
             .replace("${ACCOUNTS}", &usernames(&accounts))
             .replace("${WORKERS}", &usernames(&workers))
             .replace("${CONTROLLERS}", &usernames(&controllers))
             .replace("${WORKER_SUBJECTS}", &subjects(&workers))
             .replace("${CONTROLLER_SUBJECTS}", &subjects(&controllers))
+    }
+
+    fn own_namespace(&self) -> String {
+        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: \"{}\"}}\n---\n", self.namespace)
     }
 
     /// The accounts themselves. One in another namespace belongs to whoever made that namespace.
@@ -226,11 +311,10 @@ pub fn crd() -> Value {
 
 /// Namespace, ServiceAccounts, roles and their bindings.
 pub fn rbac(settings: &Settings) -> Vec<Value> {
-    let rbac = documents(&settings.fill(RBAC));
-    let accounts = documents(&settings.service_accounts());
-    // The accounts go behind the namespace, which is the first.
-    let (namespace, roles) = rbac.split_at(1);
-    [namespace, &accounts, roles].concat()
+    [settings.own_namespace(), settings.service_accounts(), settings.fill(RBAC)]
+        .iter()
+        .flat_map(|text| documents(text))
+        .collect()
 }
 
 /// The admission policies and their bindings.

@@ -19,6 +19,8 @@ pub const SEAL_MANAGER: &str = "palisade-seal";
 /// Field manager of what the controller writes: status, finalizer, epoch object.
 pub const CONTROLLER_MANAGER: &str = "palisade-controller";
 
+/// What the names of Palisade's roles and policies begin with, unless it is told another name.
+pub const NAME: &str = "palisade";
 /// Namespace of Palisade's own objects, unless it is told another.
 pub const SYSTEM_NAMESPACE: &str = "palisade-system";
 /// Name of the worker's and the controller's ServiceAccount, unless they are told others.

@@ -8,9 +8,9 @@ fn default() -> Settings {
     Settings::new(SYSTEM_NAMESPACE, [], None).expect("the defaults are good")
 }
 
-/// Compares with a file of `tests/golden`; `UPDATE_GOLDEN=1` writes it anew, and the diff is what others will see change.
+/// Compares with a golden file; `UPDATE_GOLDEN=1` writes it anew, and the diff is what others will see change.
 fn assert_golden(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     if env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, text).expect("the golden file can be written");
     }
@@ -22,15 +22,16 @@ fn kind_and_name(object: &Value) -> String {
     format!("{} {}", object["kind"].as_str().unwrap_or("?"), object["metadata"]["name"].as_str().unwrap_or("?"))
 }
 
+// The chart installs this file.
 #[test]
 fn the_crd_is_as_others_know_it() {
-    assert_golden("crd.yaml", &print(&[crd()], Format::Yaml));
+    assert_golden("charts/palisade/files/crd.yaml", &print(&[crd()], Format::Yaml));
 }
 
 #[test]
 fn rbac_and_policies_are_as_others_know_them() {
     let settings = default();
-    assert_golden("policy.yaml", &print(&[rbac(&settings), policies(&settings)].concat(), Format::Yaml));
+    assert_golden("tests/golden/policy.yaml", &print(&[rbac(&settings), policies(&settings)].concat(), Format::Yaml));
 }
 
 #[test]
@@ -109,6 +110,35 @@ fn flags_reach_every_place_where_an_account_is_named() {
     // Of the accounts only the controller's is in the namespace that is made here.
     assert_eq!(text.matches("kind: ServiceAccount\nmetadata").count(), 1);
     assert!(text.contains("namespace: other"));
+}
+
+#[test]
+fn an_installation_of_one_namespace_has_roles_there_and_fences_there() {
+    let settings = Settings::named("blue", "blue-system", [], None).and_then(|s| s.watching(Some("ml"))).expect("good");
+    for object in everything(&settings) {
+        let (kind, name) =
+            (object["kind"].as_str().expect("a kind"), object["metadata"]["name"].as_str().expect("a name"));
+        assert!(!kind.starts_with("ClusterRole"), "{kind}");
+        let palisades = ["CustomResourceDefinition", "Namespace"].contains(&kind);
+        assert!(palisades || name.starts_with("blue-"), "{kind} {name}");
+        let namespace = object["metadata"]["namespace"].as_str();
+        if kind.starts_with("Role") {
+            assert_eq!(namespace, Some(if name == "blue-epoch" { "blue-system" } else { "ml" }), "{kind} {name}");
+        }
+        if kind == "ValidatingAdmissionPolicyBinding" {
+            assert_eq!(object["spec"]["policyName"], object["metadata"]["name"]);
+            let selected = &object["spec"]["matchResources"]["namespaceSelector"]["matchLabels"];
+            // Its own accounts are held by the rules wherever they are, and its epoch object lies in its own namespace.
+            let fences = ["blue-fence", "blue-fence-create", "blue-fence-epoch"].contains(&name);
+            assert_eq!(selected["kubernetes.io/metadata.name"] == "ml", fences, "{name}");
+        }
+    }
+    let workers: Vec<_> = settings.workers().map(ToString::to_string).collect();
+    assert_eq!(
+        (workers, settings.controller().to_string()),
+        (vec!["blue-system:blue-worker".to_owned()], "blue-system:blue-controller".to_owned())
+    );
+    assert!(Settings::named(&"a".repeat(49), "ml", [], None).is_err());
 }
 
 #[test]

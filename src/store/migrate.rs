@@ -24,6 +24,9 @@ pub enum MigrateError {
     /// The database cannot be reached, or refused the connection.
     #[error("the database cannot be reached: {0}")]
     Unavailable(String),
+    /// The URL, the login or the certificate is wrong: waiting does not help.
+    #[error("the database cannot be used: {0}")]
+    Refused(String),
     /// The database belongs to a later release.
     #[error("the database has schema version {database}, and this program knows only {program}: run a newer palisade")]
     NewerDatabase {
@@ -35,6 +38,9 @@ pub enum MigrateError {
     /// A migration that was applied is not the one that this program holds.
     #[error("migration {0} was changed after it had been applied: this is not the program that made this schema")]
     Changed(i64),
+    /// The login roles could not be made; none was.
+    #[error("the login roles were not made: {0}")]
+    Logins(String),
     /// A migration failed, and was rolled back.
     #[error("the migration failed and was rolled back: {0}")]
     Failed(String),
@@ -45,15 +51,7 @@ pub enum MigrateError {
 /// # Errors
 /// When the database cannot be reached, is of a later release, or refuses a migration. Nothing is half-applied.
 pub async fn migrate(url: &str) -> Result<Migrated, MigrateError> {
-    let options = PgConnectOptions::from_str(url)
-        .map_err(|_| {
-            MigrateError::Unavailable(
-                "its URL cannot be read: postgres://USER:PASSWORD@HOST:PORT/DATABASE is its form".into(),
-            )
-        })?
-        .application_name("palisade migrate");
-    let mut connection =
-        PgConnection::connect_with(&options).await.map_err(|e| MigrateError::Unavailable(e.to_string()))?;
+    let mut connection = connect(url, "palisade migrate").await?;
     let program = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
     let before = applied(&mut connection).await?;
     let database = before.iter().copied().max().unwrap_or(0);
@@ -75,6 +73,21 @@ pub async fn migrate(url: &str) -> Result<Migrated, MigrateError> {
     // Not answered for by the count: closing is a courtesy to the server's log.
     let _ = connection.close().await;
     Ok(Migrated { version: program, applied: after.len().saturating_sub(before.len()) })
+}
+
+/// One connection, and whether another try may help where there is none.
+pub(super) async fn connect(url: &str, application: &str) -> Result<PgConnection, MigrateError> {
+    let options = PgConnectOptions::from_str(url).map_err(|_| {
+        MigrateError::Refused("its URL cannot be read: postgres://USER:PASSWORD@HOST:PORT/DATABASE is its form".into())
+    })?;
+    PgConnection::connect_with(&options.application_name(application)).await.map_err(|error| match &error {
+        // 28: no such login, or not its password.
+        sqlx::Error::Database(database) if database.code().is_some_and(|code| code.starts_with("28")) => {
+            MigrateError::Refused(error.to_string())
+        }
+        sqlx::Error::Tls(_) | sqlx::Error::Configuration(_) => MigrateError::Refused(error.to_string()),
+        _ => MigrateError::Unavailable(error.to_string()),
+    })
 }
 
 pub(super) async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, MigrateError> {

@@ -5,7 +5,7 @@
 //! sessions.rs  open, heartbeat, held, acquire, claim, progress        writes.rs    the fenced writes
 //! plans.rs     what the controller asks for                           registry.rs  models and versions, for plain clients
 //! epochs.rs    which incarnation of the database this is              history.rs   what people look at
-//! migrate.rs   the schema                                         schema.rs   its version
+//! migrate.rs   the schema         logins.rs   login roles         schema.rs    its version
 //! upkeep.rs    what is old is removed                             doctor/      what the doctor asks
 //! naive.rs     a registry without fences, for the demo only
 //! ```
@@ -16,6 +16,7 @@ mod call;
 mod doctor;
 mod epochs;
 mod history;
+mod logins;
 mod migrate;
 mod naive;
 mod plans;
@@ -37,6 +38,7 @@ pub use doctor::Migration;
 pub(crate) use doctor::database_facts;
 pub use epochs::EpochStatus;
 pub use history::{Entry, LeaseRow, OperationRow};
+pub use logins::{Login, LoginDone, create_logins};
 pub use migrate::{MigrateError, Migrated, migrate};
 pub(crate) use naive::Naive;
 pub use plans::{Event, EventCursor, Figures, Observed, PlanRow, Question, Takeover, VersionState};

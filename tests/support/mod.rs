@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod cluster;
+pub mod helm;
 pub mod postgres;
 pub mod proxy;
 pub mod world;

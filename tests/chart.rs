@@ -1,0 +1,6 @@
+//! The Helm chart: what it renders, what it refuses, and that a real API server takes it.
+
+mod support;
+
+#[path = "chart/source.rs"]
+mod source;
