@@ -15,7 +15,8 @@ use crate::store::Store;
 /// An epoch is the number of one incarnation of the database: the high part of every token. A controller allocates the
 /// next one by itself after a restart, a crash or a failover. These commands are for what it does not decide alone. They
 /// need a database login in the group role palisade_controller, and a kubeconfig that may read and update the ConfigMap
-/// palisade-epoch, and list Deployments, Services and ModelDeployments. Running controllers notice by themselves.
+/// palisade-epoch, has the verb adopt on epochs.palisade.dev in its namespace (a cluster administrator has), and may list
+/// Deployments, Services and ModelDeployments. Running controllers notice by themselves.
 #[derive(Clone, Debug, clap::Args)]
 #[command(arg_required_else_help = true)]
 pub(super) struct Args {

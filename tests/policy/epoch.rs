@@ -1,15 +1,15 @@
 //! The epoch object: it only goes forward, and while it is missing nobody writes under a fence, but what serves goes on.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::discovery::ApiResource;
-use palisade::manifests::{EPOCH_OBJECT, SYSTEM_NAMESPACE};
+use palisade::manifests::{self, CONTROLLER_ACCOUNT, EPOCH_OBJECT, SYSTEM_NAMESPACE, Settings};
 use serde_json::{Value, json};
 
 use super::table::fenced;
 use super::world::{Actor, EPOCH, EPOCH_OBJECT as HELD, cluster};
-use crate::support::cluster::{api, deployment, fence, from_json, wait_for, wait_until};
+use crate::support::cluster::{account, api, deployment, fence, from_json, wait_for, wait_until};
 
 fn object(data: Value) -> ConfigMap {
     from_json(json!({"metadata": {"name": EPOCH_OBJECT}, "data": data}))
@@ -47,6 +47,77 @@ async fn an_epoch_only_goes_forward_and_belongs_to_one_incarnation() {
             api.replace(EPOCH_OBJECT, &dry, &object(data.clone())).await.unwrap_or_else(|e| panic!("{data}: {e}"));
         }
     }
+}
+
+#[tokio::test]
+async fn nobody_writes_the_epoch_object_but_the_controller_and_who_may_adopt_an_epoch() {
+    let _object = HELD.read().await;
+    let cluster = cluster();
+    // RBAC lets both do anything with ConfigMaps there; one may adopt epochs besides.
+    for (user, rules) in [
+        ("bob", json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["*"]}])),
+        (
+            "oscar",
+            json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["*"]},
+                   {"apiGroups": ["palisade.dev"], "resources": ["epochs"], "verbs": ["adopt"]}]),
+        ),
+    ] {
+        let rbac = "rbac.authorization.k8s.io";
+        cluster
+            .apply(&[
+                yaml(json!({"apiVersion": format!("{rbac}/v1"), "kind": "Role",
+                    "metadata": {"name": user, "namespace": SYSTEM_NAMESPACE}, "rules": rules})),
+                yaml(json!({"apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding",
+                    "metadata": {"name": user, "namespace": SYSTEM_NAMESPACE},
+                    "roleRef": {"apiGroup": rbac, "kind": "Role", "name": user},
+                    "subjects": [{"kind": "User", "name": user, "apiGroup": rbac}]})),
+            ])
+            .await;
+    }
+    let oscar: Api<ConfigMap> = api(&cluster.client_as("oscar", &[]).await, SYSTEM_NAMESPACE);
+    let next = object(json!({"epoch": "4", "incarnation": "another"}));
+    let dry = PostParams { dry_run: true, ..Default::default() };
+    let gone = DeleteParams { dry_run: true, ..Default::default() };
+    // The authorizer learns of the roles by a watch.
+    wait_until("oscar may", || async { oscar.replace(EPOCH_OBJECT, &dry, &next).await.map(drop) }).await;
+    oscar.delete(EPOCH_OBJECT, &gone).await.expect("he may delete it, too");
+
+    let bob: Api<ConfigMap> = api(&cluster.client_as("bob", &[]).await, SYSTEM_NAMESPACE);
+    let other: ConfigMap = from_json(json!({"metadata": {"name": "another"}}));
+    wait_until("bob's role is in force", || async { bob.create(&dry, &other).await.map(drop) }).await;
+    let merge = PatchParams { dry_run: true, ..Default::default() };
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    let all = ListParams::default();
+    for (what, answer) in [
+        ("update", bob.replace(EPOCH_OBJECT, &dry, &next).await.map(drop)),
+        ("patch", bob.patch(EPOCH_OBJECT, &merge, &Patch::Merge(&label)).await.map(drop)),
+        ("delete", bob.delete(EPOCH_OBJECT, &gone).await.map(drop)),
+        ("delete them all", bob.delete_collection(&gone, &all).await.map(drop)),
+    ] {
+        let error = answer.err().unwrap_or_else(|| panic!("{what}: it was ACCEPTED")).to_string();
+        assert!(error.contains("only Palisade's controller writes the epoch object"), "{what}: {error}");
+    }
+    // The controller's account, with its own rights and no others.
+    let controller = account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT).username();
+    let controller: Api<ConfigMap> = api(&cluster.client_as(&controller, &[]).await, SYSTEM_NAMESPACE);
+    controller.replace(EPOCH_OBJECT, &dry, &next).await.expect("it is the controller's");
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_deleted_takes_its_epoch_object_with_it() {
+    let cluster = cluster();
+    let namespace = cluster.namespace("leaving").await;
+    let settings = Settings::named("leaving", &namespace, [], None).and_then(|s| s.watching(Some(&namespace)));
+    cluster.apply(&manifests::policies(&settings.expect("good settings"))).await;
+    let bob: Api<ConfigMap> = api(&cluster.client_as("bob", &["system:masters"]).await, &namespace);
+    let namespaces: Api<Namespace> = Api::all(cluster.admin().await);
+    bob.create(&PostParams::default(), &object(json!({"epoch": "1", "incarnation": "x"}))).await.expect("it is made");
+    namespaces.delete(&namespace, &DeleteParams::default()).await.expect("deleted");
+    wait_for(&namespaces, &namespace, "to be gone", |namespace| namespace.is_none()).await;
+}
+
+fn yaml(value: Value) -> serde_yaml::Value {
+    serde_yaml::to_value(value).expect("YAML")
 }
 
 #[tokio::test]
