@@ -33,6 +33,7 @@ pub mod crd;
 pub mod doctor;
 pub mod epoch;
 pub mod failpoint;
+pub mod fetch;
 pub mod http;
 pub mod lease;
 pub mod manifests;

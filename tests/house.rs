@@ -16,6 +16,8 @@ const PURE: &[&str] = &[
     "src/reconcile/status.rs",
     "src/worker/objects.rs",
     "src/epoch/step.rs",
+    "src/fetch/source.rs",
+    "src/fetch/answer.rs",
     "src/doctor/finding.rs",
     "src/doctor/facts.rs",
     "src/doctor/database.rs",

@@ -60,6 +60,14 @@ pub enum Error {
         /// Warnings.
         warnings: usize,
     },
+    /// What came is not what was wanted, and nothing of it is left: exit code 9.
+    #[error("{message}")]
+    WrongDigest {
+        /// What came.
+        message: String,
+        /// What to do.
+        next: String,
+    },
     /// Anything else: exit code 1.
     #[error("{message}")]
     Failed {
@@ -96,6 +104,8 @@ impl Error {
         not_found not_found_next NotFound "",
         /// See [`Error::Unavailable`].
         unavailable unavailable_next Unavailable "try again",
+        /// See [`Error::WrongDigest`].
+        wrong_digest wrong_digest_next WrongDigest "",
         /// See [`Error::Failed`].
         failed failed_next Failed "",
     }
@@ -112,6 +122,7 @@ impl Error {
             Self::Unavailable { .. } => 6,
             Self::Found { errors: 0, .. } => 7,
             Self::Found { .. } => 8,
+            Self::WrongDigest { .. } => 9,
         }
     }
 
@@ -126,6 +137,7 @@ impl Error {
             Self::NotFound { .. } => "not_found",
             Self::Unavailable { .. } => "unavailable",
             Self::Found { .. } => "found",
+            Self::WrongDigest { .. } => "wrong_digest",
         }
     }
 
@@ -138,6 +150,7 @@ impl Error {
             | Self::Unknown { next, .. }
             | Self::NotFound { next, .. }
             | Self::Unavailable { next, .. }
+            | Self::WrongDigest { next, .. }
             | Self::Failed { next, .. } => next,
             Self::Found { .. } => "",
         }

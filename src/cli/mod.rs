@@ -11,6 +11,7 @@ mod demo;
 mod doctor;
 mod epoch;
 mod error;
+mod fetch;
 mod history;
 mod lease;
 mod migrate;
@@ -43,7 +44,7 @@ pub use output::{Output, OutputArgs};
 ///
 /// Exit codes: 0 done · 1 anything unexpected · 2 usage · 3 rejected (as stale, or because of what is there) ·
 /// 4 the outcome is unknown · 5 not found · 6 the database or the cluster is unavailable · 7 and 8 doctor: the worst is a
-/// warning, or an error. Errors go to stderr with what to do next; with -o json as one JSON object.
+/// warning, or an error · 9 fetch: the digest is wrong. Errors go to stderr with what to do next; with -o json as one JSON object.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "palisade", bin_name = "palisade", version, arg_required_else_help = true)]
 struct Cli {
@@ -78,6 +79,7 @@ enum Command {
     Operation(operation::Args),
     Epoch(epoch::Args),
     Doctor(doctor::Args),
+    Fetch(fetch::Args),
     Demo(demo::Args),
     #[command(hide = true)]
     DemoWorker(demo::worker::Args),
@@ -96,6 +98,7 @@ impl Command {
             Self::Operation(args) => args.output(),
             Self::Epoch(args) => args.output(),
             Self::Doctor(args) => args.output(),
+            Self::Fetch(args) => args.output(),
             Self::Demo(args) => args.output(),
         }
     }
@@ -120,6 +123,7 @@ impl Command {
             Self::Operation(args) => operation::run(args).await,
             Self::Epoch(args) => epoch::run(args).await,
             Self::Doctor(args) => doctor::run(args, context).await,
+            Self::Fetch(args) => fetch::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,
             Self::DemoWorker(args) => demo::worker::run(args).await,
         }
