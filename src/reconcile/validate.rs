@@ -101,29 +101,35 @@ fn template(template: &Value, say: &mut impl FnMut(&str, String, &str)) {
 
 fn containers(template: &Value, say: &mut impl FnMut(&str, String, &str)) {
     let field = "template.spec.containers";
-    let containers = match template.pointer("/spec/containers") {
-        Some(Value::Array(containers)) if !containers.is_empty() => containers,
-        Some(other) => return say(field, other.to_string(), "give a list of at least one container"),
-        None => return say(field, "missing".into(), "give a list of at least one container"),
-    };
-    for (i, container) in containers.iter().enumerate() {
-        let field = format!("{field}[{i}]");
-        if !container.is_object() {
-            say(&field, container.to_string(), "give a container: an object with a name and an image");
-            continue;
+    match template.pointer("/spec/containers") {
+        Some(Value::Array(containers)) if !containers.is_empty() => {
+            containers.iter().enumerate().for_each(|(i, one)| container(&format!("{field}[{i}]"), one, say));
         }
-        for key in ["name", "image"] {
-            match container.get(key) {
-                Some(Value::String(text)) if !text.is_empty() => {}
-                Some(other) => say(&format!("{field}.{key}"), other.to_string(), "give a text that is not empty"),
-                None => say(&format!("{field}.{key}"), "missing".into(), "every container has a name and an image"),
-            }
+        Some(other) => say(field, other.to_string(), "give a list of at least one container"),
+        None => say(field, "missing".into(), "give a list of at least one container"),
+    }
+    // Those that fetch the model are told of it, too. Whether this is a list is for the API server to say.
+    let first = template.pointer("/spec/initContainers").and_then(Value::as_array);
+    for (i, one) in first.into_iter().flatten().enumerate() {
+        container(&format!("template.spec.initContainers[{i}]"), one, say);
+    }
+}
+
+fn container(field: &str, container: &Value, say: &mut impl FnMut(&str, String, &str)) {
+    if !container.is_object() {
+        return say(field, container.to_string(), "give a container: an object with a name and an image");
+    }
+    for key in ["name", "image"] {
+        match container.get(key) {
+            Some(Value::String(text)) if !text.is_empty() => {}
+            Some(other) => say(&format!("{field}.{key}"), other.to_string(), "give a text that is not empty"),
+            None => say(&format!("{field}.{key}"), "missing".into(), "every container has a name and an image"),
         }
-        let environment = container.get("env").and_then(Value::as_array);
-        let names = environment.into_iter().flatten().filter_map(|v| v.get("name").and_then(Value::as_str));
-        for name in names.filter(|name| ENVIRONMENT.contains(name)) {
-            say(&format!("{field}.env"), name.to_owned(), "Palisade sets this variable itself: rename yours");
-        }
+    }
+    let environment = container.get("env").and_then(Value::as_array);
+    let names = environment.into_iter().flatten().filter_map(|v| v.get("name").and_then(Value::as_str));
+    for name in names.filter(|name| ENVIRONMENT.contains(name)) {
+        say(&format!("{field}.env"), name.to_owned(), "Palisade sets this variable itself: rename yours");
     }
 }
 
@@ -202,6 +208,14 @@ mod tests {
             (
                 container(json!({"name": "x", "image": "x", "env": [{"name": "PALISADE_MODEL_URI", "value": "x"}]})),
                 "containers[0].env is PALISADE_MODEL_URI",
+                "rename yours",
+            ),
+            (
+                json!({"template": {"spec": {
+                    "containers": [{"name": "x", "image": "x"}],
+                    "initContainers": [{"name": "y", "image": "x", "env": [{"name": "PALISADE_MODEL_DIGEST"}]}],
+                }}}),
+                "initContainers[0].env is PALISADE_MODEL_DIGEST",
                 "rename yours",
             ),
             (

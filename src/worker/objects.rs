@@ -73,7 +73,8 @@ pub fn owner(spec: &Spec, uid: &str) -> Value {
     json!({ "apiVersion": "palisade.dev/v1alpha1", "kind": "ModelDeployment", "name": spec.name, "uid": uid, "controller": true })
 }
 
-/// The user's pod template, with our labels, and the model's name, version, URI and digest in each container's environment.
+/// The user's pod template, with our labels, and the model's name, version, URI and digest in the environment of each
+/// container and init container: one of these fetches the model.
 fn template(spec: &Spec) -> Value {
     let mut template = spec.template.clone();
     // What is not an object is refused by the API server, in its own words, when the template is validated.
@@ -85,8 +86,10 @@ fn template(spec: &Spec) -> Value {
             own.extend(ours);
         }
     }
-    let containers = object.get_mut("spec").and_then(|s| s.get_mut("containers")).and_then(Value::as_array_mut);
-    for container in containers.into_iter().flatten().filter_map(Value::as_object_mut) {
+    let Some(pod) = object.get_mut("spec").and_then(Value::as_object_mut) else { return template };
+    let lists = pod.iter_mut().filter(|(field, _)| matches!(field.as_str(), "containers" | "initContainers"));
+    let containers = lists.filter_map(|(_, list)| list.as_array_mut()).flatten();
+    for container in containers.filter_map(Value::as_object_mut) {
         let env = container.entry("env").or_insert_with(|| json!([]));
         let Some(env) = env.as_array_mut() else { continue };
         // First, so that the user's own variables may refer to them.
@@ -138,15 +141,25 @@ mod tests {
     const FENCE: Fence = Fence { token: Token(7), sequence: 3 };
 
     #[test]
-    fn the_model_reaches_every_container_before_the_users_own_variables() {
-        let object = deployment(&spec(), "u", 2, Some(FENCE));
-        let env = object["spec"]["template"]["spec"]["containers"][0]["env"].as_array().cloned().unwrap_or_default();
-        let names: Vec<_> = env.iter().filter_map(|v| v["name"].as_str()).collect();
-        assert_eq!(
-            names,
-            ["PALISADE_MODEL_NAME", "PALISADE_MODEL_VERSION", "PALISADE_MODEL_URI", "PALISADE_MODEL_DIGEST", "A"]
-        );
-        assert_eq!(env[1]["value"], "3");
+    fn the_model_reaches_every_container_and_init_container_before_the_users_own_variables() {
+        let own = json!([{ "name": "server", "image": "x", "env": [{ "name": "A", "value": "1" }] }]);
+        let template = json!({ "spec": { "containers": own.clone(), "initContainers": own } });
+        let object = deployment(&Spec { template, ..spec() }, "u", 2, Some(FENCE));
+        for list in ["containers", "initContainers"] {
+            let env = object["spec"]["template"]["spec"][list][0]["env"].as_array().cloned().unwrap_or_default();
+            let names: Vec<_> = env.iter().filter_map(|v| v["name"].as_str()).collect();
+            assert_eq!(
+                names,
+                ["PALISADE_MODEL_NAME", "PALISADE_MODEL_VERSION", "PALISADE_MODEL_URI", "PALISADE_MODEL_DIGEST", "A"],
+                "{list}"
+            );
+            assert_eq!(env[1]["value"], "3", "{list}");
+        }
+    }
+
+    #[test]
+    fn a_template_without_init_containers_gets_none() {
+        assert_eq!(template(&spec())["spec"].as_object().map(Map::len), Some(1), "{}", template(&spec()));
     }
 
     #[test]
@@ -176,7 +189,7 @@ mod tests {
             json!(null),
             json!(1),
             json!({ "spec": 1, "metadata": [] }),
-            json!({ "spec": { "containers": [1, { "env": 2 }] } }),
+            json!({ "spec": { "containers": [1, { "env": 2 }], "initContainers": "none" } }),
         ] {
             let _ = deployment(&Spec { template, ..spec() }, "u", 1, None);
         }
