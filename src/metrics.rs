@@ -144,6 +144,7 @@ pub struct Metrics {
     heartbeats: Family<ByResult, Counter>,
     heartbeat_duration: Histogram,
     lease_seconds_left: Seconds,
+    session_ttl: Seconds,
     fenced_writes: Family<ByCallOutcome, Counter>,
     refused_writes: Family<ByReason, Counter>,
     unknown_outcomes: Family<ByCall, Counter>,
@@ -267,6 +268,12 @@ impl Metrics {
                 "What was left of the session's term just before the last heartbeat was sent; 0: it is over",
                 Seconds::default(),
             ),
+            session_ttl: add(
+                r,
+                "session_ttl_seconds",
+                "How long after its last heartbeat another one takes over; 0: it opens no session",
+                Seconds::default(),
+            ),
             fenced_writes: add(r, "fenced_writes", "Fenced writes to the database, by outcome", Family::default()),
             refused_writes: add(r, "refused_writes", "Fenced writes that were refused, by reason", Family::default()),
             unknown_outcomes: add(r, "unknown_outcomes", "Writes that ended without an answer", Family::default()),
@@ -299,12 +306,18 @@ impl Metrics {
             cluster_writes: add(r, "cluster_writes", "Writes to the cluster, by outcome", Family::default()),
             registry: Registry::default(),
         };
+        // There from the start: a counter that begins with its first event hides that one from rate() and increase().
+        new.grants.get_or_create(&ByKind { kind: GrantKind::Takeover }).inc_by(0);
+        for reason in [Reason::Stale, Reason::NotIssued, Reason::WrongKey] {
+            new.refused_writes.get_or_create(&ByReason { reason: ReasonLabel(reason) }).inc_by(0);
+        }
         Self { registry, ..new }
     }
 
-    /// A heartbeat, or whatever else has the same shape, as the lease library sees it.
+    /// Counts what becomes of a session with this TTL, and of its leases.
     #[must_use]
-    pub fn observer(self: &Arc<Self>) -> Arc<dyn Observer> {
+    pub fn observer(self: &Arc<Self>, ttl: Duration) -> Arc<dyn Observer> {
+        self.session_ttl.set(ttl.as_secs_f64());
         Arc::new(Counting(Arc::clone(self)))
     }
 
@@ -454,7 +467,7 @@ mod tests {
     #[test]
     fn what_happens_to_a_lease_is_counted_under_the_promised_names() {
         let metrics = Arc::new(Metrics::new());
-        let observer = metrics.observer();
+        let observer = metrics.observer(Duration::from_secs(10));
         observer.granted(true);
         observer.heartbeat(true, Duration::from_millis(3), Duration::from_secs(4));
         observer.wrote("set_alias", &Outcome::Unknown("late".into()));
@@ -472,6 +485,7 @@ mod tests {
             "palisade_heartbeats_total{result=\"ok\"} 1",
             "palisade_heartbeat_duration_seconds_count 1",
             "palisade_lease_seconds_left 4.0",
+            "palisade_session_ttl_seconds 10.0",
             "palisade_fenced_writes_total{call=\"set_alias\",outcome=\"rejected\"} 1",
             "palisade_refused_writes_total{reason=\"stale\"} 1",
             "palisade_unknown_outcomes_total{call=\"set_alias\"} 1",

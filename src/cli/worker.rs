@@ -60,7 +60,7 @@ pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
     let (name, ttl) = (name.unwrap_or_else(|| default_name("worker")), ttl.duration());
     let store = process::store(&database, &format!("palisade worker {name}"), ttl, u32::from(capacity).clamp(4, 32))?;
     let cluster = Cluster::new(process::client().await?, Arc::clone(&context.metrics));
-    let (clock, observer) = (context.clock.clone(), context.metrics.observer());
+    let (clock, observer) = (context.clock.clone(), context.metrics.observer(ttl));
     let session = SessionConfig { clock, observer, ..SessionConfig::new(name, ttl) };
     let config = WorkerConfig { session, capacity: capacity.into(), poll: poll.duration(), drain: drain.duration() };
     let readiness = Readiness::waiting_for(&["session"]);

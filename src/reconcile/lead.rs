@@ -87,7 +87,7 @@ async fn term(context: &Arc<Context>, stop: &CancellationToken) -> Result<(), St
     let settings = &context.settings;
     let config = SessionConfig {
         clock: context.clock.clone(),
-        observer: context.metrics.observer(),
+        observer: context.metrics.observer(settings.ttl),
         ..SessionConfig::new(settings.replica.clone(), settings.ttl)
     };
     let opened = tokio::select! {
