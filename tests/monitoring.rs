@@ -1,6 +1,8 @@
 //! What the chart brings for people who watch: alerts, by promtool; the dashboard, by a real Prometheus that scrapes the
 //! real `/metrics`.
 
+mod support;
+
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, PostParams};
 use palisade::clock::Clock;
 use palisade::epoch;
 use palisade::http::{self, Probes, Readiness};
@@ -17,6 +20,7 @@ use palisade::outcome::{Outcome, Reason, Rejection};
 use palisade::reconcile::status::Standing;
 use palisade::store::{Figures, Kind, Size};
 use serde_json::Value;
+use support::{cluster, helm};
 use tokio_util::sync::CancellationToken;
 
 const ALERTS: &str = include_str!("../charts/palisade/files/alerts.yaml");
@@ -221,5 +225,86 @@ fn each_metric_is_on_the_dashboard_or_in_an_alert() {
     let shown = queries().into_iter().map(|(_, query)| query).collect::<String>() + ALERTS;
     for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
         assert!(shown.contains(name), "{name} is shown nowhere");
+    }
+}
+
+const ALL: [&str; 10] = [
+    "--set",
+    "database.existingSecret=db",
+    "--set",
+    "monitoring.podMonitor.enabled=true",
+    "--set",
+    "monitoring.prometheusRule.enabled=true",
+    "--set",
+    "monitoring.dashboard.enabled=true",
+    "--set",
+    "monitoring.labels.release=prometheus",
+];
+
+fn rendered(kind: &str) -> Vec<Value> {
+    helm::objects("palisade", "palisade-system", &ALL).into_iter().filter(|object| object["kind"] == kind).collect()
+}
+
+#[test]
+fn the_podmonitor_selects_the_pods_of_both_deployments_and_names_a_port_that_they_have() {
+    let monitor = &rendered("PodMonitor")[0]["spec"];
+    let port = &monitor["podMetricsEndpoints"][0]["port"];
+    let labels = monitor["selector"]["matchLabels"].as_object().expect("labels");
+    let components = monitor["selector"]["matchExpressions"][0]["values"].as_array().expect("components");
+    let deployments = rendered("Deployment");
+    assert_eq!(deployments.len(), 2);
+    for deployment in deployments {
+        let pod = &deployment["spec"]["template"];
+        assert!(labels.iter().all(|(key, value)| pod["metadata"]["labels"][key] == *value), "{pod}");
+        assert!(components.contains(&pod["metadata"]["labels"]["app.kubernetes.io/component"]), "{pod}");
+        let ports = pod["spec"]["containers"][0]["ports"].as_array().expect("ports");
+        assert!(ports.iter().any(|p| p["name"] == *port), "{ports:?}");
+    }
+}
+
+#[test]
+fn what_is_rendered_is_what_is_tested_and_nothing_is_rendered_unasked() {
+    let rules: serde_yaml::Value = serde_yaml::from_str(ALERTS).expect("YAML");
+    assert_eq!(rendered("PrometheusRule")[0]["spec"], serde_json::to_value(rules).expect("JSON"));
+    let dashboard = &rendered("ConfigMap")[0];
+    assert_eq!(dashboard["data"]["palisade.json"].as_str().map(str::trim), Some(DASHBOARD.trim()));
+    assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
+    let plain = helm::objects("palisade", "palisade-system", &ALL[..2]);
+    let watched = ["PodMonitor", "PrometheusRule"];
+    assert!(plain.iter().all(|o| watched.iter().all(|kind| o["kind"] != *kind)));
+}
+
+/// The operator's own definition of a kind, from its Go module.
+fn definition(plural: &str) -> serde_yaml::Value {
+    let output = Command::new("go")
+        .args(["mod", "download", "-json", "github.com/prometheus-operator/prometheus-operator@v0.85.0"])
+        .current_dir("/")
+        .output()
+        .expect("go runs");
+    let module: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let dir = module["Dir"].as_str().unwrap_or_else(|| panic!("no module: {module}"));
+    let path = format!("{dir}/example/prometheus-operator-crd/monitoring.coreos.com_{plural}.yaml");
+    serde_yaml::from_slice(&std::fs::read(path).expect("the definition")).expect("YAML")
+}
+
+#[tokio::test]
+async fn the_prometheus_operators_own_schema_takes_them() {
+    let cluster = cluster::Cluster::shared();
+    cluster.apply(&[definition("podmonitors"), definition("prometheusrules")]).await;
+    let namespace = cluster.namespace("monitoring").await;
+    for kind in ["PodMonitor", "PrometheusRule"] {
+        let mut object = rendered(kind).remove(0);
+        object["metadata"]["namespace"] = namespace.clone().into();
+        let gvk = GroupVersionKind::gvk("monitoring.coreos.com", "v1", kind);
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(cluster.admin().await, &namespace, &ApiResource::from_gvk(&gvk));
+        let object: DynamicObject = cluster::from_json(object);
+        let strict = PostParams { field_manager: None, dry_run: true };
+        cluster::wait_until(&format!("{kind} is taken"), || async { api.create(&strict, &object).await.map(drop) })
+            .await;
+        // And it is the schema that takes it: a field of the wrong type is refused.
+        let mut wrong = object.clone();
+        wrong.data["spec"] = "nothing".into();
+        assert!(api.create(&strict, &wrong).await.is_err(), "{kind}: anything is taken");
     }
 }

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# hack/kube-score.sh: an independent linter's opinion of the chart, with everything in
+# it turned on. What it finds and we leave is listed here, each with the reason; all
+# else fails. Builds the linter first if it is not in the cache (about a minute).
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+VERSION=1.20.0
+BIN=$CACHE/tools/kube-score-$VERSION
+
+IGNORED=(
+  # IfNotPresent, with a version as the tag, or a digest. A node that restarts a worker
+  # must not need the registry of images for it.
+  container-image-pull-policy
+  # Nothing is written: the root is read-only, and there is no scratch volume. Logs
+  # are rotated by the kubelet. (Postgres, for trying out, has a volume.)
+  container-ephemeral-storage-request-and-limit
+  # Pods are spread by topologySpreadConstraints, which it does not know.
+  deployment-has-host-podantiaffinity
+  statefulset-has-host-podantiaffinity
+)
+
+build() {
+  need go "kube-score is built from its Go module; install Go 1.24 or newer"
+  (cd / && CGO_ENABLED=0 GOWORK=off GOBIN=$1 go install -trimpath -ldflags '-s -w' "github.com/zegl/kube-score/cmd/kube-score@v$VERSION")
+}
+
+ensure() {
+  local lock work
+  [[ ! -x $BIN/kube-score ]] || return 0
+  mkdir -p "$CACHE/tools"
+  exec {lock}>"$CACHE/tools/.kube-score.lock"
+  flock "$lock"
+  # Whoever held the lock may have built it.
+  if [[ ! -x $BIN/kube-score ]]; then
+    work=$(mktemp -d "$CACHE/tools/.kube-score.XXXXXX")
+    with_progress "building kube-score $VERSION" "$CACHE/tools/kube-score.log" build "$work"
+    rm -rf "$BIN"
+    mv -T "$work" "$BIN"
+  fi
+  exec {lock}>&-
+}
+
+ensure
+HELM=$("$REPO/hack/helm.sh")
+# A CPU limit pauses a process when its quota is used up, and a paused worker loses its
+# leases. The request is what the scheduler needs. Memory has a limit.
+arguments=(--ignore-container-cpu-limit)
+for test in "${IGNORED[@]}"; do arguments+=(--ignore-test "$test"); done
+
+status=0
+for values in "$REPO"/charts/palisade/ci/*.yaml; do
+  found=$("$HELM" template palisade "$REPO/charts/palisade" --namespace palisade-system --values "$values" |
+    "$BIN/kube-score" score --kubernetes-version v1.33 --output-format ci "${arguments[@]}" - |
+    grep -E '^\[(CRITICAL|WARNING)\]' || true)
+  [[ -z $found ]] || {
+    say "$(basename "$values"):" "$found"
+    status=1
+  }
+done
+exit "$status"
