@@ -419,6 +419,11 @@ DECLARE
 BEGIN
     PERFORM palisade.begin_call();
     PERFORM palisade.check_span('progress', acquire.progress);
+    -- A worker that held it could plan nothing, but would keep every controller from leading. By the login: this runs as the owner.
+    IF acquire.resource COLLATE "C" LIKE 'controller/%' AND NOT pg_has_role(session_user, 'palisade_controller', 'MEMBER') THEN
+        RAISE EXCEPTION 'palisade: % is for controllers, and the login % is none', left(acquire.resource, 80), session_user
+            USING ERRCODE = 'insufficient_privilege', HINT = format('GRANT palisade_controller TO %I', session_user);
+    END IF;
     LOOP -- once, as a rule
         SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = acquire.resource FOR NO KEY UPDATE;
         EXIT WHEN FOUND;

@@ -1,7 +1,8 @@
 -- What keeps the tables small and the gate free. The leading controller calls it.
 SET LOCAL ROLE palisade_owner;
 
--- A paused client must not block a takeover: ends backends that have kept others waiting for a lease's row too long.
+-- A paused client must not block a takeover: ends backends that have kept others waiting for a lease's row too long. One
+-- that is at work may be an honest long write to a protected table: it has as long as a session can live, an hour.
 CREATE FUNCTION palisade.end_blockers(older_than interval) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
 DECLARE
@@ -15,7 +16,8 @@ BEGIN
         FROM pg_catalog.pg_stat_activity AS a
         JOIN pg_catalog.pg_roles AS r ON r.oid = a.usesysid AND NOT r.rolsuper
         WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
-          AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - end_blockers.older_than
+          AND (a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - end_blockers.older_than
+               OR a.xact_start < clock_timestamp() - greatest(end_blockers.older_than, interval '1 hour'))
           AND EXISTS (SELECT FROM pg_catalog.pg_locks AS k
                       WHERE k.pid = a.pid AND k.relation = 'palisade.lease'::regclass AND k.mode = 'RowShareLock')
     ) AS ended;

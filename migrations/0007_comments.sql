@@ -327,7 +327,7 @@ number bigint: 1–2097151; the epoch that is established; of any other one noth
 incarnation text: the name that epoch_status answered: the database may have been replaced since
 result: number; when rejected, incarnation as it is
 reasons: incarnation_changed';
-COMMENT ON FUNCTION palisade.end_blockers IS 'Ends backends that idle in a transaction with leases locked. Answers how many. Superusers are spared.
+COMMENT ON FUNCTION palisade.end_blockers IS 'Ends backends that idle in a transaction with leases locked; and those at work in one for longer than an hour. Answers how many. Superusers are spared.
 older_than interval: from 1 second; idle for longer than this
 result: count';
 COMMENT ON FUNCTION palisade.clean IS 'Removes what is old of one kind, one batch. Never what a fence still needs: the ledger and the grant of a current token, the grant of a token whose ledger is kept, a session that stands in a lease. Whatever is locked is left for another time.

@@ -36,6 +36,11 @@ DECLARE
 BEGIN
     PERFORM palisade.begin_call();
     PERFORM palisade.check_span('progress', acquire.progress);
+    -- A worker that held it could plan nothing, but would keep every controller from leading. By the login: this runs as the owner.
+    IF acquire.resource COLLATE "C" LIKE 'controller/%' AND NOT pg_has_role(session_user, 'palisade_controller', 'MEMBER') THEN
+        RAISE EXCEPTION 'palisade: % is for controllers, and the login % is none', left(acquire.resource, 80), session_user
+            USING ERRCODE = 'insufficient_privilege', HINT = format('GRANT palisade_controller TO %I', session_user);
+    END IF;
     LOOP -- once, as a rule
         SELECT x.* INTO l FROM palisade.lease AS x WHERE x.resource = acquire.resource FOR NO KEY UPDATE;
         EXIT WHEN FOUND;
@@ -525,7 +530,8 @@ BEGIN
         FROM pg_catalog.pg_stat_activity AS a
         JOIN pg_catalog.pg_roles AS r ON r.oid = a.usesysid AND NOT r.rolsuper
         WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
-          AND a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - end_blockers.older_than
+          AND (a.state LIKE 'idle in transaction%' AND a.state_change < clock_timestamp() - end_blockers.older_than
+               OR a.xact_start < clock_timestamp() - greatest(end_blockers.older_than, interval '1 hour'))
           AND EXISTS (SELECT FROM pg_catalog.pg_locks AS k
                       WHERE k.pid = a.pid AND k.relation = 'palisade.lease'::regclass AND k.mode = 'RowShareLock')
     ) AS ended;

@@ -306,6 +306,10 @@ const BREAKS: &[(&str, &str)] = &[
         "sql ==> GRANT CREATE ON SCHEMA palisade TO palisade_worker",
     ),
     (
+        "roles::a_workers_login_cannot_take_the_controllers_lease",
+        "acquire ==> NOT pg_has_role(session_user, 'palisade_controller', 'MEMBER') ==> false",
+    ),
+    (
         "roles::temporary_tables_of_the_same_names_deceive_nobody",
         "enter ==> FROM palisade.lease AS x ==> FROM pg_temp.lease AS x",
     ),

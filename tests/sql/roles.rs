@@ -220,6 +220,18 @@ async fn a_worker_does_its_whole_work_with_its_own_role_only() {
     assert_eq!(admin.number("SELECT count(*) FROM palisade.queue").await, 0);
 }
 
+/// It could plan nothing, but would keep every controller from leading.
+#[tokio::test]
+async fn a_workers_login_cannot_take_the_controllers_lease() {
+    let db = Db::new().await;
+    for (login, word) in [("worker_login", "42501"), ("controller_login", "applied")] {
+        let mut conn = db.connect_as(login).await;
+        let session = conn.session("1 minute").await;
+        let answer = conn.try_call(&format!("acquire({}, 'controller/default')", session.args())).await;
+        assert_eq!(answer.map_or_else(|failure| failure.code, |answer| answer.word()), word, "{login}");
+    }
+}
+
 /// pg_temp is searched first by default, and everybody may create in it.
 #[tokio::test]
 async fn temporary_tables_of_the_same_names_deceive_nobody() {
