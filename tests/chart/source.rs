@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use palisade::manifests::{self, Settings};
 use serde_json::Value;
 
-use crate::support::helm::{name_of, objects};
+use crate::support::helm::{chart, helm, name_of, objects};
 
 /// What Helm adds, and what only one of the two has.
 fn plain(mut object: Value) -> (String, Value) {
@@ -61,4 +61,13 @@ fn the_same_holds_for_another_release_and_for_one_namespace() {
     let settings = Settings::named("palisade-two", "two", [], None).expect("good names");
     let settings = settings.watching(Some("ml")).expect("a good name");
     same(&settings, objects("palisade-two", "two", &["--set", DATABASE, "--set", "watchNamespace=ml"]));
+}
+
+/// Its pods could read the database's secrets, and the policies refuse a worker's writes there.
+#[test]
+fn the_releases_own_namespace_is_not_watched() {
+    let chart = chart();
+    let args = ["template", "palisade", chart.to_str().expect("a path"), "--namespace", "one"];
+    let ran = helm(&[&args[..], &["--set", DATABASE, "--set", "watchNamespace=one"]].concat());
+    assert!(!ran.ok && ran.err.contains("watchNamespace is \"one\", the release's own"), "{}", ran.err);
 }

@@ -227,7 +227,11 @@ fn going_unfenced() -> Vec<Case> {
     let subresource = "a worker writes no subresources";
     let either = "a worker writes no subresources|stale write";
     let delete = Write::Delete { uid: Given::Right, version: Given::Right };
+    let home = "a worker writes nothing in Palisade's own namespace";
+    let create = |namespace| Write::CreateIn(namespace, json!({}));
     vec![
+        case("a worker creates beside Palisade", Seed::Nothing, worker, create("palisade-system"), home),
+        case("a worker creates beside Kubernetes' parts", Seed::Nothing, worker, create("kube-system"), home),
         case("a worker creates without the label", Seed::Nothing, worker, Write::Create(bare), carried),
         case("a worker adopts a stranger", Seed::Stranger, worker, Write::Merge(adopt.clone()), STRANGE),
         case("a worker adopts a stranger by apply", Seed::Stranger, worker, Write::Apply("w", adopt), STRANGE),

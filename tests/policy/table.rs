@@ -33,6 +33,8 @@ pub enum Given {
 #[derive(Clone, Debug)]
 pub enum Write {
     Create(Value),
+    /// In another namespace than the seed's.
+    CreateIn(&'static str, Value),
     Merge(Value),
     Strategic(Value),
     Json(Value),
@@ -149,6 +151,10 @@ pub async fn perform(
     let params = PatchParams { field_manager: Some("palisade-worker".into()), ..Default::default() };
     let patched = match write {
         Write::Create(more) => api.create(&PostParams::default(), &deployment(name, &current(), more.clone())).await,
+        Write::CreateIn(namespace, more) => {
+            let api: Api<DynamicObject> = Api::namespaced_with(api.clone().into_client(), namespace, resource);
+            api.create(&PostParams::default(), &deployment(name, &current(), more.clone())).await
+        }
         Write::Merge(patch) => api.patch(name, &params, &Patch::Merge(patch)).await,
         Write::Strategic(patch) => api.patch(name, &params, &Patch::Strategic(patch)).await,
         Write::Json(patch) => {
