@@ -2,5 +2,13 @@
 
 mod support;
 
+#[path = "chart/cluster.rs"]
+mod cluster;
+#[path = "chart/readme.rs"]
+mod readme;
+#[path = "chart/releases.rs"]
+mod releases;
+#[path = "chart/render.rs"]
+mod render;
 #[path = "chart/source.rs"]
 mod source;

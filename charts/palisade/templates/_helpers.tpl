@@ -152,3 +152,19 @@ A document is read and written anew: no number in these files is large enough to
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* What the doctor reads where ModelDeployments are looked after: who is bound there, and which fences are in use. */}}
+{{- define "palisade.doctorRules" -}}
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [{{ . }}]
+  verbs: [get]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [list]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [list]
+- apiGroups: [palisade.dev]
+  resources: [modeldeployments]
+  verbs: [list]
+{{- end -}}

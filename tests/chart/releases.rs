@@ -1,0 +1,162 @@
+//! Releases on a real API server: install, upgrade, rollback, uninstall, install again; a second one beside.
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, ListParams, PostParams};
+use palisade::manifests;
+use serde_json::{Value, json};
+
+use crate::support::cluster::{Cluster, from_json};
+use crate::support::helm::{Ran, chart, helm_at};
+
+const DATABASE: &str = "database.existingSecret=palisade-database";
+
+fn run(cluster: &Cluster, args: &[&str]) -> Ran {
+    helm_at(&cluster.kubeconfig, args)
+}
+
+fn install(cluster: &Cluster, release: &str, namespace: &str, more: &[&str]) -> Ran {
+    let chart = chart();
+    let args = ["install", release, chart.to_str().expect("UTF-8"), "--namespace", namespace, "--set", DATABASE];
+    run(cluster, &[&args, more].concat())
+}
+
+#[track_caller]
+fn ok(ran: Ran) -> String {
+    assert!(ran.ok, "{ran:?}");
+    ran.out
+}
+
+#[track_caller]
+fn refused(ran: Ran, says: &str) {
+    assert!(!ran.ok && ran.err.contains(says), "{says:?} is not in {ran:?}");
+}
+
+fn kubectl(cluster: &Cluster, args: &[&str]) -> String {
+    let output = cluster.kubectl(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// All that is in the cluster of a release, as `KIND/NAME` lines.
+fn left(cluster: &Cluster, release: &str) -> String {
+    const KINDS: &str = "deployments,statefulsets,jobs,services,serviceaccounts,roles,rolebindings,clusterroles,\
+        clusterrolebindings,configmaps,secrets,networkpolicies,poddisruptionbudgets,persistentvolumeclaims,pods,\
+        validatingadmissionpolicies,validatingadmissionpolicybindings,customresourcedefinitions";
+    let label = format!("app.kubernetes.io/instance={release}");
+    kubectl(cluster, &["get", KINDS, "-A", "-l", &label, "-o", "name", "--ignore-not-found"])
+}
+
+#[tokio::test]
+async fn a_release_is_installed_upgraded_rolled_back_uninstalled_and_installed_again() {
+    let cluster = Cluster::start().await;
+    let namespace = cluster.namespace("palisade-system").await;
+    let ns = namespace.as_str();
+    // The tests' own was made by hand.
+    kubectl(&cluster, &["delete", "crd", "modeldeployments.palisade.dev"]);
+    let notes = ok(install(&cluster, "palisade", ns, &[]));
+    assert!(notes.contains(&format!("helm test palisade --namespace {ns}")), "{notes}");
+    assert!(
+        left(&cluster, "palisade")
+            .contains("customresourcedefinition.apiextensions.k8s.io/modeldeployments.palisade.dev")
+    );
+
+    // A ModelDeployment with the controller's finalizer, and the epoch object that the controller would make.
+    let model = json!({"apiVersion": "palisade.dev/v1alpha1", "kind": "ModelDeployment",
+        "metadata": {"name": "churn", "namespace": ns, "finalizers": [manifests::FINALIZER]}, "spec": spec()});
+    cluster.apply(&[serde_yaml::to_value(&model).expect("YAML")]).await;
+    let epochs: Api<ConfigMap> = Api::namespaced(cluster.admin().await, ns);
+    let epoch: ConfigMap = from_json(json!({"metadata": {"name": manifests::EPOCH_OBJECT},
+        "data": {"epoch": "1", "incarnation": "x"}}));
+    epochs.create(&PostParams::default(), &epoch).await.expect("made");
+
+    let jobs: Api<Job> = Api::namespaced(cluster.admin().await, ns);
+    let names = || async {
+        let list = jobs.list(&ListParams::default()).await.expect("a list");
+        list.items.into_iter().filter_map(|job| job.metadata.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names().await, ["palisade-migrate-1"]);
+    let chart = chart();
+    let chart = chart.to_str().expect("UTF-8");
+    ok(run(
+        &cluster,
+        &["upgrade", "palisade", chart, "--namespace", ns, "--set", DATABASE, "--set", "worker.replicas=3"],
+    ));
+    assert_eq!(names().await, ["palisade-migrate-2"], "each revision migrates, and the job before it is gone");
+    ok(run(&cluster, &["rollback", "palisade", "1", "--namespace", ns]));
+    assert_eq!(names().await, ["palisade-migrate-1"], "the older program runs its own");
+
+    ok(run(&cluster, &["uninstall", "palisade", "--namespace", ns, "--wait"]));
+    // What it leaves: the CRD and with it the ModelDeployments; the epoch object, which was never the release's.
+    assert_eq!(
+        left(&cluster, "palisade").trim(),
+        "customresourcedefinition.apiextensions.k8s.io/modeldeployments.palisade.dev"
+    );
+    assert!(epochs.get_opt(manifests::EPOCH_OBJECT).await.expect("an answer").is_some());
+    kubectl(&cluster, &["get", "mdep", "churn", "-n", ns]);
+
+    // The release that comes back takes its CRD back.
+    ok(install(&cluster, "palisade", ns, &[]));
+    ok(run(&cluster, &["uninstall", "palisade", "--namespace", ns, "--wait"]));
+
+    // Nobody is there to answer a deletion: what NOTES.txt says.
+    let notes = notes.replace("NAMESPACE", ns).replace("NAME", "churn");
+    let told: Vec<_> = notes
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("kubectl") && line.contains("modeldeployment churn"))
+        .collect();
+    assert_eq!(told.len(), 2, "{notes}");
+    let script =
+        format!("set -e; kubectl() {{ {}/hack/kubectl.sh \"$@\"; }}; {}", env!("CARGO_MANIFEST_DIR"), told.join("; "));
+    let output =
+        std::process::Command::new("bash").args(["-c", &script]).env("KUBECONFIG", &cluster.kubeconfig).output();
+    let output = output.expect("bash");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(kubectl(&cluster, &["get", "mdep", "-A", "-o", "name"]).trim(), "");
+    cluster.stop();
+}
+
+#[tokio::test]
+async fn a_second_release_needs_a_namespace_of_its_own_to_look_after() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (cluster.namespace("one").await, cluster.namespace("two").await);
+    let (blue, green) = (format!("watchNamespace={one}"), format!("watchNamespace={two}"));
+    let no_crds = "crds.enabled=false";
+    ok(install(&cluster, "blue", &one, &["--set", no_crds]));
+    for set in [green.as_str(), no_crds] {
+        refused(
+            install(&cluster, "green", &two, &["--set", no_crds, "--set", set]),
+            "already installed as \"blue-palisade\"",
+        );
+    }
+    let chart = chart();
+    let chart = chart.to_str().expect("UTF-8");
+    ok(run(
+        &cluster,
+        &["upgrade", "blue", chart, "--namespace", &one, "--set", DATABASE, "--set", no_crds, "--set", &blue],
+    ));
+    refused(install(&cluster, "green", &two, &["--set", no_crds]), "would look after all of them");
+    refused(
+        install(&cluster, "green", &two, &["--set", no_crds, "--set", &blue]),
+        "too: set watchNamespace to another one",
+    );
+    refused(install(&cluster, "green", &one, &["--set", no_crds, "--set", &green]), "one release a namespace");
+    ok(install(&cluster, "green", &two, &["--set", no_crds, "--set", &green]));
+    // One of them does not go back to all namespaces while the other is there.
+    refused(
+        run(&cluster, &["upgrade", "blue", chart, "--namespace", &one, "--set", DATABASE, "--set", no_crds]),
+        "already installed as \"green-palisade\"",
+    );
+    let before = left(&cluster, "green");
+    ok(run(&cluster, &["uninstall", "blue", "--namespace", &one, "--wait"]));
+    assert_eq!(left(&cluster, "blue").trim(), "");
+    assert_eq!(left(&cluster, "green"), before, "the other release is whole");
+    cluster.stop();
+}
+
+fn spec() -> Value {
+    let text = std::fs::read_to_string(chart().join("../../examples/modeldeployment.yaml")).expect("the example");
+    let object: Value = serde_yaml::from_str(&text).expect("YAML");
+    object["spec"].clone()
+}
