@@ -50,7 +50,8 @@ arguments=(--ignore-container-cpu-limit)
 for test in "${IGNORED[@]}"; do arguments+=(--ignore-test "$test"); done
 
 status=0
-for values in "$REPO"/charts/palisade/ci/*.yaml; do
+# The others turn nothing on, the NetworkPolicies least of all.
+for values in "$REPO"/charts/palisade/ci/{full,throwaway}-values.yaml; do
   found=$("$HELM" template palisade "$REPO/charts/palisade" --namespace palisade-system --values "$values" |
     "$BIN/kube-score" score --kubernetes-version v1.33 --output-format ci "${arguments[@]}" - |
     grep -E '^\[(CRITICAL|WARNING)\]' || true)

@@ -121,7 +121,13 @@ async fn a_release_is_installed_upgraded_rolled_back_uninstalled_and_installed_a
 async fn a_second_release_needs_a_namespace_of_its_own_to_look_after() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.namespace("one").await, cluster.namespace("two").await);
-    let (blue, green) = (format!("watchNamespace={one}"), format!("watchNamespace={two}"));
+    // What each of them looks after. Not its own namespace, where the database's secrets are.
+    let (blue, green) = ("watchNamespace=team-blue".to_owned(), "watchNamespace=team-green".to_owned());
+    for namespace in ["team-blue", "team-green"] {
+        kubectl(&cluster, &["create", "namespace", namespace]);
+    }
+    let own = format!("watchNamespace={two}");
+    refused(install(&cluster, "green", &two, &["--set", &own]), "could read the database's secrets");
     let no_crds = "crds.enabled=false";
     ok(install(&cluster, "blue", &one, &["--set", no_crds]));
     for set in [green.as_str(), no_crds] {
