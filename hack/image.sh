@@ -114,15 +114,57 @@ PYTHON
   tar -xf "$(cat "$WORK/layer")" -C "$WORK/image"
 }
 
-# inside COMMAND...: with the image's files alone, as its user.
+# inside [NAME=VALUE...] COMMAND...: with the image's files alone, as its user.
 inside() {
-  local root=(chroot)
+  local root=(chroot) environment=(PATH=/usr/sbin:/usr/bin:/sbin:/bin)
   ((EUID == 0)) || root=(unshare --map-root-user chroot)
   ((EUID != 0)) || root+=("--userspec=$USER_ID")
-  env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "${root[@]}" "$WORK/image" "$@"
+  while [[ $1 == *=* ]]; do
+    environment+=("$1")
+    shift
+  done
+  env -i "${environment[@]}" "${root[@]}" "$WORK/image" "$@"
 }
 
 fail_check() { die "the image is not as it should be: $*"; }
+
+# check_fetch: names are looked up, TLS has the public roots (a server that is not
+# of theirs is refused for that, not for want of any), and takes others. What
+# kubelet brings, /etc/hosts and a volume, is added to the unpacked copy.
+check_fetch() {
+  local answer port args
+  need openssl "ca-certificates needs it, too"
+  printf '%s\n' '[req]' 'distinguished_name = dn' 'x509_extensions = ext' 'prompt = no' '[dn]' 'CN = palisade.test' \
+    '[ext]' 'subjectAltName = DNS:palisade.test' >"$WORK/request"
+  openssl req -x509 -config "$WORK/request" -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+    -keyout "$WORK/key.pem" -out "$WORK/cert.pem" 2>/dev/null
+  mkdir "$WORK/served"
+  echo model >"$WORK/served/model"
+  coproc SERVER {
+    exec python3 - "$WORK" <<'PYTHON'
+import functools, http.server, ssl, sys
+folder = sys.argv[1]
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder + "/served")
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(folder + "/cert.pem", folder + "/key.pem")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+PYTHON
+  } 2>/dev/null
+  read -r port <&"${SERVER[0]}"
+  echo '127.0.0.1 palisade.test' >"$WORK/image/etc/hosts"
+  install -d -m 777 "$WORK/image/volume"
+  cp "$WORK/cert.pem" "$WORK/image/volume/ca.pem"
+  chmod 644 "$WORK/image/volume/ca.pem"
+  args=(fetch --to /volume/model --retries 0 --source "https://palisade.test:$port/model" --digest "sha256:$(sha256sum <"$WORK/served/model" | cut -d' ' -f1)")
+  answer=$(inside /usr/local/bin/palisade "${args[@]}" 2>&1) && fail_check "it trusts a server that nobody vouches for"
+  [[ $answer == *UnknownIssuer* ]] || fail_check "it refuses a private server, but not for its issuer: $answer"
+  answer=$(inside SSL_CERT_FILE=/volume/ca.pem /usr/local/bin/palisade "${args[@]}" 2>&1) ||
+    fail_check "it cannot fetch by https from a name: $answer"
+  kill "$SERVER_PID"
+}
 
 check() {
   local size path answer
@@ -137,6 +179,7 @@ check() {
     answer=$(inside "/usr/local/bin/$path" --version) || fail_check "$path does not start"
     [[ $answer == *" $VERSION" ]] || fail_check "$path says that it is '$answer'"
   done
+  check_fetch
   say "image: $((size / 1000000)).$((size / 100000 % 10)) MB unpacked, checked"
 }
 
@@ -161,7 +204,7 @@ main() {
   flock "$lock"
   if [[ ! -e $archive ]]; then
     WORK=$(mktemp -d "$IMAGES/.work.XXXXXX")
-    trap 'rm -rf "$WORK"' EXIT
+    trap 'kill "${SERVER_PID:-}" 2>/dev/null || true; rm -rf "$WORK"' EXIT
     chmod 755 "$WORK"
     with_progress "building localhost/palisade:$TAG" "$IMAGES/log" assemble "$WORK/archive.tar"
     check "$WORK/archive.tar"

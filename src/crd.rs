@@ -135,8 +135,8 @@ pub struct ModelDeploymentSpec {
     #[schemars(range(min = 0, max = 2147483647))] // The API server does not check the format int32.
     pub replicas: i32,
 
-    /// The pod template, as in a Deployment (`kubectl explain deployment.spec.template`). Its containers get the
-    /// environment variables PALISADE_MODEL_NAME, PALISADE_MODEL_VERSION, PALISADE_MODEL_URI and
+    /// The pod template, as in a Deployment (`kubectl explain deployment.spec.template`). Its containers and init
+    /// containers get the environment variables PALISADE_MODEL_NAME, PALISADE_MODEL_VERSION, PALISADE_MODEL_URI and
     /// PALISADE_MODEL_DIGEST. Give it a readiness probe: a version replaces another once its pods are ready. A
     /// template that Kubernetes refuses is reported by the condition Stalled, with the name of the field.
     #[schemars(schema_with = "template_schema")]

@@ -481,3 +481,128 @@ async fn help_is_as_others_know_it_and_every_command_teaches_by_examples() {
     let golden = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(golden == text, "{} differs; look at the difference after UPDATE_GOLDEN=1", path.display());
 }
+
+// ---------------------------------------------------------------- as kubectl's plugin
+
+/// As `kubectl palisade` runs it: by a link of that name.
+fn plugin(folder: &tempfile::TempDir) -> Command {
+    let link = folder.path().join("kubectl-palisade");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_palisade"), &link).expect("a link");
+    let mut command = Command::new(link);
+    command.env_clear().env("COLUMNS", "100").stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+#[tokio::test]
+async fn as_kubectls_plugin_it_tells_what_kubectls_user_types() {
+    let dir = || tempfile::tempdir().expect("a folder");
+    let (one, two, three) = (dir(), dir(), dir());
+    let help = finish(plugin(&one).arg("--help")).await;
+    help.is(0).says("Usage: kubectl palisade [OPTIONS] <COMMAND>").says("happen: kubectl palisade demo");
+    let wrong = finish(plugin(&two).args(["model", "shwo"])).await;
+    wrong.is(2).says("Usage: kubectl palisade model");
+    let db = Db::new().await;
+    let args = ["model", "show", "nobody", "-o", "json", "--database-url", &db.url()];
+    let error = finish(plugin(&three).args(args)).await.error();
+    assert!(error["next"].as_str().is_some_and(|next| next.starts_with("kubectl palisade model ls")), "{error}");
+    // By its own name it says its own name.
+    let own = palisade(&db.url(), &args[..5]).await;
+    assert!(own.error()["next"].as_str().is_some_and(|next| next.starts_with("palisade model ls")), "{own:?}");
+}
+
+#[tokio::test]
+async fn kubeconfig_and_context_choose_the_cluster_as_kubectl_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = |name: &str, contexts: &[(&str, u16)]| {
+        let list = |f: &dyn Fn(&str, u16) -> String| contexts.iter().map(|(n, port)| f(n, *port)).collect::<String>();
+        let clusters = list(&|n, port| format!("- {{name: {n}, cluster: {{server: 'http://127.0.0.1:{port}'}}}}\n"));
+        let names = list(&|n, _| format!("- {{name: {n}, context: {{cluster: {n}, user: u}}}}\n"));
+        let first = contexts[0].0;
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: {first}\nusers: [{{name: u, user: {{}}}}]\n\
+             clusters:\n{clusters}contexts:\n{names}"
+        );
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("it is ours");
+        path.display().to_string()
+    };
+    // Each context is a port of its own: whoever is called was chosen.
+    let listen = || async { tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port") };
+    let (a, b, c) = (listen().await, listen().await, listen().await);
+    let port = |l: &tokio::net::TcpListener| l.local_addr().expect("an address").port();
+    let environment = config("environment", &[("a", port(&a)), ("b", port(&b))]);
+    let given = config("given", &[("c", port(&c))]);
+    for (args, called) in [(vec![], &a), (vec!["--context", "b"], &b), (vec!["--kubeconfig", &given], &c)] {
+        let mut command = program(None);
+        command.env("KUBECONFIG", &environment).args(["doctor", "--only", "cluster", "--timeout", "200ms"]).args(&args);
+        let (ran, connection) = tokio::join!(
+            finish(&mut command),
+            tokio::time::timeout(std::time::Duration::from_secs(60), called.accept())
+        );
+        assert!(connection.is_ok(), "{args:?}: {ran:?}");
+    }
+    let mut command = program(None);
+    let args = ["worker", "--context", "nobody", "--database-url", "postgres://x@127.0.0.1:1/x"];
+    finish(command.env("KUBECONFIG", &environment).args(args)).await.is(6).says("no cluster").says("--kubeconfig");
+}
+
+/// What krew asks of a manifest (its `validation` package): names, a version, platforms with an archive each, and a
+/// program that is among the files.
+#[tokio::test]
+async fn the_krew_manifest_is_complete_and_its_archive_holds_the_plugin() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let small = folder.path().join("program");
+    std::fs::write(&small, "#!/bin/sh\necho plugin\n").expect("it is ours");
+    let make = |out: &str| {
+        let mut command = Command::new(support::postgres::root().join("hack/krew.sh"));
+        command.arg(folder.path().join(out)).arg(&small).kill_on_drop(true);
+        command
+    };
+    let (ran, again) = (finish(&mut make("out")).await, finish(&mut make("again")).await);
+    let path = std::path::PathBuf::from(ran.is(0).out.trim());
+    let text = std::fs::read_to_string(&path).expect("a manifest");
+    assert!(!text.contains("${"), "everything is filled in: {text}");
+    assert_eq!(
+        text,
+        std::fs::read_to_string(again.is(0).out.trim()).expect("a manifest"),
+        "the same program, the same hash"
+    );
+
+    let manifest: Value = serde_yaml::from_str(&text).expect("YAML");
+    assert_eq!(manifest["apiVersion"], "krew.googlecontainertools.github.com/v1alpha2");
+    assert_eq!((&manifest["kind"], &manifest["metadata"]["name"]), (&"Plugin".into(), &"palisade".into()));
+    assert_eq!(path.file_stem().and_then(OsStr::to_str), manifest["metadata"]["name"].as_str());
+    let spec = &manifest["spec"];
+    assert_eq!(spec["version"], concat!("v", env!("CARGO_PKG_VERSION")));
+    assert!(spec["shortDescription"].as_str().is_some_and(|s| (1..=50).contains(&s.len()) && !s.ends_with('.')));
+    assert!(["description", "homepage"].iter().all(|field| spec[*field].as_str().is_some_and(|s| !s.is_empty())));
+    let platforms = spec["platforms"].as_array().expect("a list");
+    assert_eq!(platforms.len(), 1);
+    let platform = &platforms[0];
+    let labels = &platform["selector"]["matchLabels"];
+    assert!(["linux", "darwin"].contains(&labels["os"].as_str().unwrap_or_default()), "{labels}");
+    assert!(["amd64", "arm64"].contains(&labels["arch"].as_str().unwrap_or_default()), "{labels}");
+    let uri = platform["uri"].as_str().expect("a text");
+    let archive =
+        path.with_file_name(uri.strip_prefix("https://").and_then(|uri| uri.rsplit('/').next()).expect("https"));
+    let bytes = std::fs::read(&archive).expect("the archive that the URI names");
+    assert_eq!(platform["sha256"].as_str(), Some(hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&bytes)).as_str()));
+
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes.as_slice()));
+    let there: Vec<(String, u32)> = archive
+        .entries()
+        .expect("an archive")
+        .map(|entry| {
+            let entry = entry.expect("an entry");
+            (entry.path().expect("a name").display().to_string(), entry.header().mode().expect("a mode"))
+        })
+        .collect();
+    let files = platform["files"].as_array().expect("a list");
+    for file in files {
+        assert!(there.iter().any(|(name, _)| Some(name.as_str()) == file["from"].as_str()), "{file} of {there:?}");
+        assert_eq!(file["to"], ".");
+    }
+    let bin = platform["bin"].as_str().expect("a text");
+    assert!(there.contains(&(bin.to_owned(), 0o755)), "{there:?}");
+    assert!(files.iter().any(|file| file["from"] == bin), "{files:?}");
+}

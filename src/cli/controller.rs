@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::process::{self, default_name, name, ttl};
-use super::{Context, Database, Error};
+use super::{Context, Database, Error, Kubeconfig};
 use crate::crd::Span;
 use crate::http::Readiness;
 use crate::manifests::{self, NameError, SYSTEM_NAMESPACE};
@@ -27,6 +27,9 @@ use crate::reconcile::{self, Parts, Settings};
 pub struct Args {
     #[command(flatten)]
     database: Database,
+
+    #[command(flatten)]
+    cluster: Kubeconfig,
 
     /// Namespace of Palisade's own objects: of the ConfigMap `palisade-epoch`
     #[arg(long, default_value = SYSTEM_NAMESPACE, env = "PALISADE_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
@@ -110,12 +113,12 @@ pub(super) fn namespace(text: &str) -> Result<String, NameError> {
 /// # Errors
 /// When the arguments cannot be used. A database or a cluster that does not answer is waited for.
 pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
-    let Args { database, namespace, watch_namespace, ttl, replica_name, keep, listen } = args;
+    let Args { database, cluster, namespace, watch_namespace, ttl, replica_name, keep, listen } = args;
     let retention = keep.retention()?;
     context.stop_on_signals()?;
     let (replica, ttl) = (replica_name.unwrap_or_else(|| default_name("controller")), ttl.duration());
     let store = process::store(&database, &format!("palisade controller {replica}"), ttl, 8)?;
-    let client = process::client().await?;
+    let client = cluster.client().await?;
     let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
     let settings = Settings { replica, system_namespace: namespace, watch_namespace, ttl, retention };
     let (clock, metrics) = (context.clock.clone(), Arc::clone(&context.metrics));

@@ -8,8 +8,7 @@ use secrecy::SecretString;
 use super::controller::namespace;
 use super::output::{OutputArgs, Style, Tone, visible};
 use super::process::{between, ttl};
-use super::{Cli, Context, Error, Output};
-use crate::cluster;
+use super::{Cli, Context, Error, Kubeconfig, Output};
 use crate::crd::Span;
 use crate::doctor::{self, Area, Configuration, Finding, Report, Severity, Visit, Wanted};
 use crate::manifests::{Account, NAME, SYSTEM_NAMESPACE, Settings};
@@ -73,7 +72,7 @@ pub(super) struct Args {
     name: String,
 
     /// Namespace of Palisade's own objects
-    #[arg(long, default_value = SYSTEM_NAMESPACE, env = "PALISADE_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
+    #[arg(short, long, default_value = SYSTEM_NAMESPACE, env = "PALISADE_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
     namespace: String,
 
     /// Palisade looks after this namespace only: rights are asked for there [default: in all]
@@ -87,6 +86,9 @@ pub(super) struct Args {
     /// ServiceAccount of the controller [default: the one that the policies name]
     #[arg(long, value_name = "NAMESPACE:NAME")]
     controller_account: Option<Account>,
+
+    #[command(flatten)]
+    cluster: Kubeconfig,
 
     #[command(flatten)]
     output: OutputArgs,
@@ -132,7 +134,7 @@ async fn visit(args: Args) -> Result<Visit, Error> {
         .and_then(|settings| settings.watching(args.watch_namespace.as_deref()));
     let timeout = args.timeout.duration();
     let asks_cluster = args.only.is_none_or(|only| only == Area::Cluster);
-    let client = if asks_cluster { cluster::client().await } else { Err("not asked".into()) };
+    let client = if asks_cluster { args.cluster.look().await } else { Err("not asked".into()) };
     let (unreadable, unknown) = variables();
     Ok(Visit {
         database: args.database_url.map(|url| StoreConfig {

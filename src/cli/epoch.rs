@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::controller::namespace;
 use super::output::{OutputArgs, Style, Tone, confirmed, visible};
-use super::{Database, Error, Output, process};
+use super::{Database, Error, Kubeconfig, Output};
 use crate::epoch::{Allocator, Cause, EpochView, InUse, Step};
 use crate::manifests::SYSTEM_NAMESPACE;
 use crate::store::Store;
@@ -83,7 +83,7 @@ struct Change {
 #[derive(Clone, Debug, clap::Args)]
 struct Place {
     /// Namespace of the ConfigMap `palisade-epoch`
-    #[arg(long, default_value = SYSTEM_NAMESPACE, env = "PALISADE_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
+    #[arg(short, long, default_value = SYSTEM_NAMESPACE, env = "PALISADE_NAMESPACE", value_parser = namespace, value_name = "NAMESPACE")]
     namespace: String,
 
     /// Look for fences in this namespace only, as the controllers do [default: in all]
@@ -94,13 +94,16 @@ struct Place {
     database: Database,
 
     #[command(flatten)]
+    cluster: Kubeconfig,
+
+    #[command(flatten)]
     output: OutputArgs,
 }
 
 impl Place {
     async fn open(&self, application: &str) -> Result<(Store, Allocator), Error> {
         let store = self.database.store(application)?;
-        let client = process::client().await?;
+        let client = self.cluster.client().await?;
         let allocator = Allocator::new(store.clone(), client, &self.namespace, self.watch_namespace.as_deref());
         Ok((store, allocator))
     }

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use super::Output;
 use super::output::visible;
+use super::{Output, called};
 use crate::epoch::{Attention, EpochError};
 use crate::lease::{AcquireError, LeaseError, SessionError};
 use crate::outcome::{NotApplied, Reason, Rejection};
@@ -169,12 +169,13 @@ impl Error {
         if matches!(self, Self::Found { .. }) {
             return;
         }
-        let (message, next) = (self.to_string(), self.next());
+        let message = self.to_string();
+        let (message, next) = (called::commands(&message), called::commands(self.next()));
         let text = match output {
             Output::Table => {
                 let mut text = format!("error: {}\n", visible(&message));
                 if !next.is_empty() {
-                    text += &format!("next: {}\n", visible(next));
+                    text += &format!("next: {}\n", visible(&next));
                 }
                 text
             }

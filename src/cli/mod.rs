@@ -4,6 +4,7 @@
 //! main: parse ─▶ telemetry ─▶ run: one match arm a command ─▶ Result<(), Error> ─▶ printed once, to stderr ─▶ exit code
 //! ```
 
+mod called;
 mod controller;
 mod crd;
 mod database;
@@ -13,6 +14,7 @@ mod epoch;
 mod error;
 mod fetch;
 mod history;
+mod kubeconfig;
 mod lease;
 mod migrate;
 mod model;
@@ -23,6 +25,7 @@ mod resource;
 mod worker;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -35,6 +38,7 @@ use crate::telemetry::{self, LogFormat};
 
 pub use database::Database;
 pub use error::Error;
+pub use kubeconfig::Kubeconfig;
 pub use output::{Output, OutputArgs};
 
 /// Ownership by fenced leases in Postgres, and a controller that deploys registered models to Kubernetes by it.
@@ -175,11 +179,13 @@ impl Context {
 
 /// The program: parses, runs, prints an error, and says how it ended.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<_> = args.into_iter().collect();
+    called::remember(args.first().map(OsString::as_os_str));
     let Cli { global, command } = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are "errors" too, for stdout; a reader that has gone is none.
-            let _ = error.print();
+            let _ = print_parse_error(&error);
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
@@ -196,6 +202,20 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             error.report(output);
             ExitCode::from(error.code())
         }
+    }
+}
+
+/// In colours, where they are seen; a plugin's words are changed, and then they have none.
+fn print_parse_error(error: &clap::Error) -> std::io::Result<()> {
+    if !called::as_plugin() {
+        return error.print();
+    }
+    let text = error.to_string();
+    let text = called::commands(&text);
+    if error.use_stderr() {
+        std::io::stderr().lock().write_all(text.as_bytes())
+    } else {
+        std::io::stdout().lock().write_all(text.as_bytes())
     }
 }
 

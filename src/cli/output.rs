@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Error;
+use super::{Error, called};
 use crate::telemetry;
 
 /// How results are printed.
@@ -33,7 +33,7 @@ impl OutputArgs {
     pub(super) fn show<T: Serialize>(self, value: &T, table: impl FnOnce(Style) -> String) -> Result<(), Error> {
         let failed = |e: &dyn std::fmt::Display| Error::failed(format!("the result cannot be printed: {e}"));
         let text = match self.output {
-            Output::Table => table(Style::of_stdout()),
+            Output::Table => called::commands(&table(Style::of_stdout())).into_owned(),
             Output::Json => serde_json::to_string_pretty(value).map_err(|e| failed(&e))? + "\n",
             Output::Yaml => serde_yaml::to_string(value).map_err(|e| failed(&e))?,
         };
@@ -55,7 +55,7 @@ pub(super) fn print(text: &str) -> Result<(), Error> {
 /// Tells a person something that is not the result. On stderr, so that a pipe gets only the result.
 pub(super) fn note(text: &str) {
     // Nobody is left to be told that nobody listens.
-    let _ = writeln!(io::stderr().lock(), "{}", visible(text));
+    let _ = writeln!(io::stderr().lock(), "{}", visible(&called::commands(text)));
 }
 
 /// What the reader's screen can show.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Database, Error};
-use crate::cluster;
 use crate::crd::{Span, SpanError};
 use crate::http::{self, Probes, Pulse, Readiness};
 use crate::lease::MARGIN_DIVISOR;
@@ -42,12 +41,6 @@ pub(super) fn store(database: &Database, application: &str, ttl: Duration, conne
     let timeout = (ttl / MARGIN_DIVISOR).min(Duration::from_secs(5));
     let config = StoreConfig { timeout, connections, ..database.config(application) };
     Store::new(&config).map_err(|e| Error::usage(e.to_string()))
-}
-
-pub(super) async fn client() -> Result<kube::Client, Error> {
-    cluster::client().await.map_err(|e| {
-        Error::unavailable_next(format!("no cluster: {e}"), "set KUBECONFIG, or run in a pod with a ServiceAccount")
-    })
 }
 
 /// Does the work, and answers probes until it has ended: a process that drains is alive, and says so.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::process::{self, between, default_name, name, ttl};
-use super::{Context, Database, Error};
+use super::{Context, Database, Error, Kubeconfig};
 use crate::crd::Span;
 use crate::http::Readiness;
 use crate::lease::SessionConfig;
@@ -23,6 +23,9 @@ use crate::worker::{self, Cluster, WorkerConfig};
 pub struct Args {
     #[command(flatten)]
     database: Database,
+
+    #[command(flatten)]
+    cluster: Kubeconfig,
 
     /// The worker's name, for people: in statuses, history and logs. Ownership never depends on it [default: HOSTNAME-PID]
     #[arg(long, env = "PALISADE_WORKER_NAME", value_name = "NAME", value_parser = name)]
@@ -55,11 +58,11 @@ pub(super) fn poll(text: &str) -> Result<Span, String> {
 }
 
 pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
-    let Args { database, name, ttl, capacity, poll, drain, listen } = args;
+    let Args { database, cluster, name, ttl, capacity, poll, drain, listen } = args;
     context.stop_on_signals()?;
     let (name, ttl) = (name.unwrap_or_else(|| default_name("worker")), ttl.duration());
     let store = process::store(&database, &format!("palisade worker {name}"), ttl, u32::from(capacity).clamp(4, 32))?;
-    let cluster = Cluster::new(process::client().await?, Arc::clone(&context.metrics));
+    let cluster = Cluster::new(cluster.client().await?, Arc::clone(&context.metrics));
     let (clock, observer) = (context.clock.clone(), context.metrics.observer(ttl));
     let session = SessionConfig { clock, observer, ..SessionConfig::new(name, ttl) };
     let config = WorkerConfig { session, capacity: capacity.into(), poll: poll.duration(), drain: drain.duration() };

@@ -103,6 +103,24 @@ async fn a_body_that_is_always_cut_ends_with_the_budget_and_the_next_run_goes_on
     place.has(&model);
 }
 
+/// As a cache in between may: a shorter range than was asked for is an answer, too.
+#[tokio::test]
+async fn a_server_that_gives_less_than_was_asked_for_is_asked_for_the_rest() {
+    let model = artifact(400_000, 29);
+    let (place, body) = (Place::of(&model), model.clone());
+    let server = Server::start(move |n, asked| {
+        let mut reply = Reply::ranged(asked, &body, TAG);
+        if n == 0 {
+            return reply.cut_after(100_000);
+        }
+        reply.body.truncate(100_000);
+        reply
+    })
+    .await;
+    assert_eq!(place.fetch(&server.url("/m"), &[]).await.json()["requests"], 4);
+    place.has(&model);
+}
+
 /// Chunks without an announced length: the end is known only by the last chunk.
 #[tokio::test]
 async fn a_chunked_body_without_its_last_chunk_is_not_complete() {
