@@ -209,8 +209,9 @@ main() {
     with_progress "building localhost/palisade:$TAG" "$IMAGES/log" assemble "$WORK/archive.tar"
     check "$WORK/archive.tar"
     mv "$WORK/archive.tar" "$archive"
-    # Whoever reads one right now still can: it goes when it is closed.
-    find "$IMAGES" -name "palisade-$TAG-*.tar" -mtime +1 -delete
+    # Each commit has its own: the newest are enough. Who reads one right now still can.
+    find "$IMAGES" -name "palisade-$TAG-*.tar" -printf '%T@ %p\n' | sort -rn | tail -n +5 | cut -d' ' -f2- |
+      while read -r old; do rm -f "$old"; done
   fi
   echo "$archive"
 }

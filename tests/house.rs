@@ -193,6 +193,18 @@ fn every_field_of_a_spec_is_documented() {
 }
 
 #[test]
+fn the_examples_are_modeldeployments_without_a_mistake() {
+    let examples = files("examples", ".yaml");
+    assert!(examples.len() > 1, "{examples:?}");
+    for file in examples {
+        let object: palisade::crd::ModelDeployment =
+            serde_yaml::from_str(&read(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let problems = palisade::reconcile::validate::validate(&object);
+        assert!(problems.is_empty(), "{file}: {problems:?}");
+    }
+}
+
+#[test]
 fn every_word_that_a_condition_can_have_as_its_reason_is_documented() {
     let page = read("docs/modeldeployment.md");
     let documented: BTreeSet<&str> = quoted(&page).collect();
