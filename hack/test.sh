@@ -51,7 +51,7 @@ if (($# == 0)) && [[ -z ${PALISADE_PG_VERSION:-}${PALISADE_PG_BIN:-} ]]; then
     say "tests: once more on Postgres $version"
     export PALISADE_PG_VERSION=$version
     "$REPO/hack/postgres.sh" ensure
-    cargo test --features failpoints --locked --test sql --test sdk --test failover -- \
-      --skip broken_rules --skip mutation
+    cargo test --features failpoints --locked --test sql --test sdk --test failover --test attacks -- \
+      --skip broken_rules --skip mutation --skip attacks::matrix --skip attacks::others --skip attacks::rights
   done
 fi

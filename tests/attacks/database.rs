@@ -113,7 +113,7 @@ impl Arena {
 
     /// Tries one attack on a fresh connection.
     pub async fn attack(&mut self, way: &Way) -> Result<(), String> {
-        let Way { by, sql, expect, given, undo, .. } = *way;
+        let Way { by, sql, expect, given, undo, holds, .. } = *way;
         let before = self.state().await;
         self.admin.run(given).await;
         let mut conn = self.attacker(by).await;
@@ -128,8 +128,15 @@ impl Arena {
             }
             _ => {}
         }
-        let problem = self.probe(&mut conn).await;
+        let mut problem = self.probe(&mut conn).await;
         conn.close().await;
+        if holds {
+            // Kept waiting, and told so; and free again as soon as the connection is gone.
+            let waited = problem.as_ref().is_some_and(|problem| problem.contains("55P03"));
+            self.admin.wait_until("SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%')").await;
+            let free = self.admin.try_run(&format!("SELECT palisade.check_lease({})", self.live.unnumbered())).await;
+            problem = (!waited || free.is_err()).then(|| format!("it waited: {waited}, and then: {free:?}"));
+        }
         self.admin.run(&self.fill(undo)).await;
         let after = self.state().await;
         match problem {

@@ -120,22 +120,18 @@ fn in_the_database(page: &mut String, arena: &Arena) {
     page.push_str("\n### Claims that are not the caller's, to every function that takes one\n\n");
     page.push_str("| fence | the gate says |\n|---|---|\n");
     for (name, reason) in fences {
-        let _ = writeln!(page, "| {name} | `{reason}` |");
+        let _ = writeln!(page, "| {name} | {} |", said(reason));
     }
     page.push_str("\n| session | the function says |\n|---|---|\n");
     for (name, reason) in sessions {
-        let _ = writeln!(page, "| {name} | `{reason}` |");
+        let _ = writeln!(page, "| {name} | {} |", said(reason));
     }
     page.push_str("\nFunctions that take neither:\n\n| function | why nobody gets around a fence by it |\n|---|---|\n");
     for (name, why) in UNCLAIMED {
         let _ = writeln!(page, "| `{name}` | {why} |");
     }
     for (subject, ways) in WAYS {
-        let _ = write!(
-            page,
-            "\n### Around the functions: {}\n\n| what is tried | it is | by, or why |\n|---|---|---|\n",
-            subject.to_lowercase()
-        );
+        let _ = write!(page, "\n### {subject}\n\n| what is tried | it is | by, or why |\n|---|---|---|\n",);
         ways.iter().for_each(|way| page.push_str(&row(way.name, way.expect)));
     }
 }
@@ -154,11 +150,11 @@ fn counts(claims: Count) -> String {
         add(&subject, Count::of(of_kind.map(|attack| attack.expect)));
     }
     for (subject, attacks) in others("NAMESPACE") {
-        add(&format!("cluster: {}", subject.to_lowercase()), Count::of(attacks.iter().map(|attack| attack.expect)));
+        add(&format!("cluster: {subject}"), Count::of(attacks.iter().map(|attack| attack.expect)));
     }
     add("database: claims, generated from the catalogue", claims);
     for (subject, ways) in WAYS {
-        add(&format!("database: {}", subject.to_lowercase()), Count::of(ways.iter().map(|way| way.expect)));
+        add(&format!("database: {subject}"), Count::of(ways.iter().map(|way| way.expect)));
     }
     text.push_str(&total.row("**all**"));
     text

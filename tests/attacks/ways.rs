@@ -13,10 +13,12 @@ pub struct Way {
     pub undo: &'static str,
     /// What there must be before, as the superuser.
     pub given: &'static str,
+    /// Whether the owner is kept waiting until the attacker's connection ends.
+    pub holds: bool,
 }
 
 const fn way(by: By, name: &'static str, sql: &'static str, expect: Expect) -> Way {
-    Way { by, name, sql, expect, undo: "", given: "" }
+    Way { by, name, sql, expect, undo: "", given: "", holds: false }
 }
 
 const fn worker(name: &'static str, sql: &'static str, expect: Expect) -> Way {
@@ -482,15 +484,15 @@ const OTHERS: &[Way] = &[
 
 /// All of them, by subject.
 pub const WAYS: &[(&str, &[Way])] = &[
-    ("Roles and rights", ROLES),
-    ("Definitions", DEFINITIONS),
-    ("Tables", TABLES),
-    ("Files and programs", FILES),
-    ("Secrets", SECRETS),
-    ("Calls", CALLS),
-    ("Transactions", TRANSACTIONS),
-    ("Shadows and types", SHADOWS),
-    ("Others, and the server", OTHERS),
+    ("Around the functions: roles and rights", ROLES),
+    ("Around the functions: definitions", DEFINITIONS),
+    ("Around the functions: tables", TABLES),
+    ("Around the functions: files and programs", FILES),
+    ("Around the functions: secrets", SECRETS),
+    ("Around the functions: calls", CALLS),
+    ("Around the functions: transactions and locks", TRANSACTIONS),
+    ("Around the functions: shadows and types", SHADOWS),
+    ("Around the functions: others, and the server", OTHERS),
 ];
 
 #[tokio::test]
