@@ -21,6 +21,7 @@ IGNORED=(
   statefulset-has-host-podantiaffinity
 )
 
+# shellcheck disable=SC2329 # with_progress calls it
 build() {
   need go "kube-score is built from its Go module; install Go 1.24 or newer"
   (cd / && CGO_ENABLED=0 GOWORK=off GOBIN=$1 go install -trimpath -ldflags '-s -w' "github.com/zegl/kube-score/cmd/kube-score@v$VERSION")

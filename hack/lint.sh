@@ -27,6 +27,7 @@ TOOLS=$REPLY
 check cargo fmt --check
 check gofmt_check
 check "$TOOLS/bin/shellcheck" --external-sources hack/*.sh examples/*.sh .ci/run
+check "$REPO/hack/kube-score.sh"
 # Before clippy, which takes long. Advisories are left out: their database lies in
 # a git repository, and a build must not depend on reaching one.
 check "$TOOLS/bin/cargo-deny" --all-features --locked check bans licenses sources

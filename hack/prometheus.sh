@@ -21,8 +21,7 @@ main() {
     return
   fi
   if [[ ! -x $target/usr/bin/promtool ]]; then
-    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
-      die "neither prometheus nor promtool is in PATH, and this is no Debian whose package could be unpacked: install prometheus"
+    need apt-get "neither prometheus nor promtool is in PATH, and this is no Debian whose package could be unpacked: install prometheus"
     mkdir -p "$CACHE/tools"
     exec {lock}>"$CACHE/apt.lock"
     flock "$lock"

@@ -99,7 +99,7 @@ pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
             "set PALISADE_CONTROLLER_URL, PALISADE_WORKER_URL, PALISADE_REGISTRY_URL or PALISADE_READER_URL",
         ));
     }
-    let limit = wait.map_or(Duration::ZERO, |span| span.duration());
+    let limit = wait.map_or(Duration::ZERO, Span::duration);
     print(&migrate(&database, limit, allow_newer, &context).await?)?;
     if create_logins {
         for done in store::create_logins(database.url(), &logins).await? {

@@ -50,9 +50,12 @@ pub async fn create_logins(url: &str, logins: &[Login]) -> Result<Vec<LoginDone>
     Ok(done)
 }
 
-/// Group, name and password of each. One login in two groups would have the rights of both.
-fn names(logins: &[Login]) -> Result<Vec<(&'static str, String, Option<String>)>, MigrateError> {
-    let mut named: Vec<(&'static str, String, Option<String>)> = Vec::new();
+/// Group, name and password.
+type Named = (&'static str, String, Option<String>);
+
+/// What each URL names. One login in two groups would have the rights of both.
+fn names(logins: &[Login]) -> Result<Vec<Named>, MigrateError> {
+    let mut named: Vec<Named> = Vec::new();
     for Login { group, url } in logins {
         let options = PgConnectOptions::from_str(url.expose_secret()).map_err(|_| {
             MigrateError::Refused(format!(

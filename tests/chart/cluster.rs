@@ -63,7 +63,7 @@ fn pods(objects: &[Value]) -> Vec<(String, Value)> {
 
 async fn pod_is_let_in(cluster: &Cluster, namespace: &str, pod: &Value) -> Result<(), String> {
     let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(cluster.admin().await, namespace);
-    let params = PostParams { dry_run: true, field_manager: None, ..Default::default() };
+    let params = PostParams { dry_run: true, field_manager: None };
     api.create(&params, &from_json(pod.clone())).await.map(drop).map_err(|error| error.to_string())
 }
 

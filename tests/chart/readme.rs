@@ -39,7 +39,7 @@ fn leaves(value: &Value, path: &[String], rows: &[Row], found: &mut Vec<Vec<Stri
     match value {
         Value::Object(map) if !map.is_empty() && !rows.iter().any(|row| row.path == path) => {
             for (key, value) in map {
-                leaves(value, &[path, &[key.clone()]].concat(), rows, found);
+                leaves(value, &[path, std::slice::from_ref(key)].concat(), rows, found);
             }
         }
         _ => found.push(path.to_vec()),

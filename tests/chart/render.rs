@@ -1,6 +1,6 @@
 //! What the chart renders for the values in ci/, and which values it refuses.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use serde_json::Value;
@@ -16,7 +16,7 @@ pub fn cases() -> Vec<(String, PathBuf)> {
     files.into_iter().map(|path| (name(&path).expect("a name"), path)).collect()
 }
 
-pub fn rendered(values: &PathBuf) -> Vec<Value> {
+pub fn rendered(values: &Path) -> Vec<Value> {
     objects("palisade", "palisade-system", &["--values", values.to_str().expect("UTF-8")])
 }
 
