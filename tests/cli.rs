@@ -555,7 +555,7 @@ async fn the_krew_manifest_is_complete_and_its_archive_holds_the_plugin() {
     std::fs::write(&small, "#!/bin/sh\necho plugin\n").expect("it is ours");
     let make = |out: &str| {
         let mut command = Command::new(support::postgres::root().join("hack/krew.sh"));
-        command.arg(folder.path().join(out)).arg(&small).kill_on_drop(true);
+        command.arg(folder.path().join(out)).arg(&small).env("SOURCE_DATE_EPOCH", "1700000000").kill_on_drop(true);
         command
     };
     let (ran, again) = (finish(&mut make("out")).await, finish(&mut make("again")).await);
@@ -594,6 +594,7 @@ async fn the_krew_manifest_is_complete_and_its_archive_holds_the_plugin() {
         .expect("an archive")
         .map(|entry| {
             let entry = entry.expect("an entry");
+            assert_eq!(entry.header().mtime().ok(), Some(1_700_000_000), "not the time at which it was packed");
             (entry.path().expect("a name").display().to_string(), entry.header().mode().expect("a mode"))
         })
         .collect();
