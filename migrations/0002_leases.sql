@@ -64,6 +64,14 @@ BEGIN
 END
 $$;
 
+-- Programs may be started before the migration that they need has run: they ask, and wait.
+CREATE FUNCTION palisade.schema_version() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, palisade, pg_temp SET lock_timeout = '5s' AS $$
+BEGIN
+    RETURN (SELECT coalesce(max(m.version), 0) FROM palisade.migration AS m WHERE m.success);
+END
+$$;
+
 CREATE FUNCTION palisade.epoch_status(
     OUT number bigint, OUT established boolean, OUT incarnation text, OUT established_for text,
     OUT timeline integer, OUT established_timeline integer, OUT highest_token bigint)

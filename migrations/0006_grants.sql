@@ -2,6 +2,7 @@
 
 -- Not yet as the owner role: the runner's own table is in the schema, and belongs to whoever runs the migration.
 REVOKE ALL ON ALL TABLES IN SCHEMA palisade FROM PUBLIC;
+GRANT SELECT ON palisade.migration TO palisade_owner; -- for schema_version()
 
 SET LOCAL ROLE palisade_owner;
 
@@ -15,7 +16,7 @@ GRANT USAGE ON SCHEMA palisade TO palisade_worker, palisade_controller, palisade
 GRANT EXECUTE ON FUNCTION
     palisade.open_session, palisade.heartbeat, palisade.close_session, palisade.held,
     palisade.acquire, palisade.claim, palisade.report_progress, palisade.release, palisade.check_lease, palisade.use_lease, palisade.check_row,
-    palisade.operation_status, palisade.abandon, palisade.epoch_status,
+    palisade.operation_status, palisade.abandon, palisade.epoch_status, palisade.schema_version,
     palisade.set_alias, palisade.move_guard,
     palisade.record_step, palisade.record_serving, palisade.record_done, palisade.record_failure, palisade.record_removed,
     palisade.version_show, palisade.plan_show, palisade.figures
@@ -25,7 +26,7 @@ GRANT EXECUTE ON FUNCTION
     palisade.open_session, palisade.heartbeat, palisade.close_session, palisade.held,
     palisade.acquire, palisade.report_progress, palisade.release, palisade.check_lease, palisade.revoke,
     palisade.operation_status, palisade.abandon, palisade.operation_show, palisade.operation_abandon,
-    palisade.epoch_status, palisade.establish_epoch, palisade.withdraw_epoch,
+    palisade.epoch_status, palisade.schema_version, palisade.establish_epoch, palisade.withdraw_epoch,
     palisade.put_plan, palisade.drop_plan, palisade.next_revision, palisade.observe,
     palisade.version_show, palisade.plan_show, palisade.events, palisade.figures,
     palisade.end_blockers, palisade.clean, palisade.sizes
@@ -36,7 +37,8 @@ GRANT EXECUTE ON FUNCTION
 TO palisade_registry;
 
 GRANT EXECUTE ON FUNCTION
-    palisade.operation_show, palisade.epoch_status, palisade.version_show, palisade.plan_show, palisade.events, palisade.figures, palisade.sizes
+    palisade.operation_show, palisade.epoch_status, palisade.schema_version, palisade.version_show, palisade.plan_show, palisade.events,
+    palisade.figures, palisade.sizes
 TO palisade_reader;
 
 -- These run as whoever calls them, and do nothing that a table's owner could not do by hand. (A trigger's function may

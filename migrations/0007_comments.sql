@@ -315,6 +315,8 @@ result: row';
 
 -- ---------------------------------------------------------------- epochs and upkeep
 
+COMMENT ON FUNCTION palisade.schema_version IS 'The newest migration that was applied.
+result: number';
 COMMENT ON FUNCTION palisade.epoch_status IS 'The epoch''s number, whether it is established for the running incarnation, both incarnations'' names and timelines, and the highest token.
 result: row';
 COMMENT ON FUNCTION palisade.establish_epoch IS 'Lets this incarnation of the database hand out tokens, under a number that was never used. Closes all sessions.

@@ -4,6 +4,8 @@ mod support;
 
 #[path = "chart/cluster.rs"]
 mod cluster;
+#[path = "chart/example.rs"]
+mod example;
 #[path = "chart/readme.rs"]
 mod readme;
 #[path = "chart/releases.rs"]

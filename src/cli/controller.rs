@@ -119,12 +119,15 @@ pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
     let (replica, ttl) = (replica_name.unwrap_or_else(|| default_name("controller")), ttl.duration());
     let store = process::store(&database, &format!("palisade controller {replica}"), ttl, 8)?;
     let client = cluster.client().await?;
-    let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
+    let readiness = Readiness::waiting_for(&["schema", "cluster", "database", "epoch"]);
     let settings = Settings { replica, system_namespace: namespace, watch_namespace, ttl, retention };
     let (clock, metrics) = (context.clock.clone(), Arc::clone(&context.metrics));
     let parts = Parts { settings, store: store.clone(), client, metrics, readiness: readiness.clone(), clock };
+    let waiting = readiness.clone();
     let work = async {
-        reconcile::run(parts, context.stop.clone()).await;
+        if process::schema(&store, &waiting, &context.stop).await {
+            reconcile::run(parts, context.stop.clone()).await;
+        }
         store.close().await;
     };
     process::with_probes(listen, &context, readiness, work).await

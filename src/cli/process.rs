@@ -10,7 +10,8 @@ use super::{Context, Database, Error};
 use crate::crd::{Span, SpanError};
 use crate::http::{self, Probes, Pulse, Readiness};
 use crate::lease::MARGIN_DIVISOR;
-use crate::store::{Store, StoreConfig};
+use crate::retry::around;
+use crate::store::{SchemaState, Store, StoreConfig};
 
 pub(super) fn ttl(text: &str) -> Result<Span, String> {
     between(text, Duration::from_secs(1), Duration::from_secs(3600))
@@ -41,6 +42,41 @@ pub(super) fn store(database: &Database, application: &str, ttl: Duration, conne
     let timeout = (ttl / MARGIN_DIVISOR).min(Duration::from_secs(5));
     let config = StoreConfig { timeout, connections, ..database.config(application) };
     Store::new(&config).map_err(|e| Error::usage(e.to_string()))
+}
+
+/// Waits for a database whose schema this program can work with: it may have been started before the database, or before
+/// the migration. `false`: it was asked to stop. What stands in the way is in `/readyz`, and said once.
+pub(super) async fn schema(store: &Store, readiness: &Readiness, stop: &CancellationToken) -> bool {
+    let mut said = String::new();
+    loop {
+        let why = match store.schema().await {
+            Ok(SchemaState { database, program }) if database >= program => {
+                if database > program {
+                    tracing::info!(database, program, "the schema is of a later release");
+                }
+                readiness.ready("schema");
+                return true;
+            }
+            Ok(SchemaState { database: 0, program }) => {
+                format!(
+                    "there is none yet that this login may use, and this program needs version {program}: palisade migrate"
+                )
+            }
+            Ok(SchemaState { database, program }) => {
+                format!("it has version {database}, and this program needs {program}: palisade migrate")
+            }
+            Err(error) => error.to_string(),
+        };
+        readiness.not_ready("schema", why.as_str());
+        if said != why {
+            tracing::warn!("waiting for the database's schema: {why}");
+            said = why;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            () = tokio::time::sleep(around(Duration::from_secs(1))) => {}
+        }
+    }
 }
 
 /// Does the work, and answers probes until it has ended: a process that drains is alive, and says so.

@@ -66,10 +66,12 @@ pub(super) async fn run(args: Args, context: Context) -> Result<(), Error> {
     let (clock, observer) = (context.clock.clone(), context.metrics.observer(ttl));
     let session = SessionConfig { clock, observer, ..SessionConfig::new(name, ttl) };
     let config = WorkerConfig { session, capacity: capacity.into(), poll: poll.duration(), drain: drain.duration() };
-    let readiness = Readiness::waiting_for(&["session"]);
+    let readiness = Readiness::waiting_for(&["schema", "session"]);
     let work = async {
-        let metrics = Arc::clone(&context.metrics);
-        worker::run(config, store.clone(), cluster, metrics, readiness.clone(), context.stop.clone()).await;
+        if process::schema(&store, &readiness, &context.stop).await {
+            let metrics = Arc::clone(&context.metrics);
+            worker::run(config, store.clone(), cluster, metrics, readiness.clone(), context.stop.clone()).await;
+        }
         store.close().await;
     };
     process::with_probes(listen, &context, readiness.clone(), work).await

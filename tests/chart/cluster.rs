@@ -20,7 +20,7 @@ async fn restricted(cluster: &Cluster) -> String {
 }
 
 /// What the API server says to an object, without making it.
-async fn asked(cluster: &Cluster, object: &Value) -> Result<(), String> {
+pub async fn asked(cluster: &Cluster, object: &Value) -> Result<(), String> {
     let mut params = PatchParams::apply("chart-test").force().dry_run();
     params.field_validation = Some(ValidationDirective::Strict);
     let object: DynamicObject = from_json(object.clone());

@@ -1730,6 +1730,16 @@ BEGIN
 END
 $$;
 ALTER FUNCTION palisade.revoke(resource text, reason text) OWNER TO palisade_owner;
+CREATE FUNCTION palisade.schema_version() RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
+    SET lock_timeout TO '5s'
+    AS $$
+BEGIN
+    RETURN (SELECT coalesce(max(m.version), 0) FROM palisade.migration AS m WHERE m.success);
+END
+$$;
+ALTER FUNCTION palisade.schema_version() OWNER TO palisade_owner;
 CREATE FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) RETURNS palisade.answer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'palisade', 'pg_temp'
@@ -2293,6 +2303,10 @@ GRANT ALL ON FUNCTION palisade.report_progress(resource text, token bigint, key 
 REVOKE ALL ON FUNCTION palisade.retire_lease(p_resource text, p_kind text, p_reason text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION palisade.revoke(resource text, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.revoke(resource text, reason text) TO palisade_controller;
+REVOKE ALL ON FUNCTION palisade.schema_version() FROM PUBLIC;
+GRANT ALL ON FUNCTION palisade.schema_version() TO palisade_worker;
+GRANT ALL ON FUNCTION palisade.schema_version() TO palisade_controller;
+GRANT ALL ON FUNCTION palisade.schema_version() TO palisade_reader;
 REVOKE ALL ON FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION palisade.set_alias(resource text, token bigint, sequence bigint, key text, model text, alias text, version bigint) TO palisade_worker;
 REVOKE ALL ON FUNCTION palisade.sizes() FROM PUBLIC;

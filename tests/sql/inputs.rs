@@ -75,6 +75,7 @@ async fn baselines(conn: &mut Conn) -> Vec<(String, Vec<String>)> {
         ("observe", vec![text(A), text("m"), number(1), text("live"), text("guarded")]),
         ("events", vec!["'0'::xid8".into(), number(0), "5::integer".into()]),
         ("figures", vec![]),
+        ("schema_version", vec![]),
         ("epoch_status", vec![]),
         ("establish_epoch", vec![number(2), text("x")]),
         ("withdraw_epoch", vec![number(2), text("x")]),

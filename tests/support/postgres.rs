@@ -200,7 +200,7 @@ impl Backup {
     }
 }
 
-fn own_as(model: &Path, path: &Path) {
+pub fn own_as(model: &Path, path: &Path) {
     use std::os::unix::fs::{MetadataExt, chown};
     let model = std::fs::metadata(model).expect("a file");
     chown(path, Some(model.uid()), Some(model.gid())).expect("chown");
