@@ -285,7 +285,9 @@ fn creating(kind: Kind, namespace: &str, way: &'static str) -> Vec<Attack> {
         let says = match mark.says {
             // The same token may create; it is there, or it is the owner's.
             STALE if mark.name.contains("same") || mark.name.contains("no word") => continue,
-            LABEL => continue, // another deployment's label is another deployment's business: see others.rs
+            LABEL if mark.name.contains("another") => continue, // that deployment's business: see others.rs
+            LABEL if mark.name.contains("empty") => "must name a ModelDeployment",
+            LABEL => "what a worker creates carries",
             STALE if kind == Kind::Service => "already exists",
             other => other,
         };
