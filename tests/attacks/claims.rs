@@ -15,6 +15,7 @@ pub const UNCLAIMED: &[(&str, &str)] = &[
     ("observe", "reads"),
     ("events", "reads"),
     ("sizes", "reads"),
+    ("schema_version", "reads"),
     ("operation_show", "reads"),
     ("check_row", "takes the claim from the settings, and asks the gate"),
     ("protect", "works with the caller's rights, on the caller's table"),
