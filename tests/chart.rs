@@ -14,3 +14,5 @@ mod releases;
 mod render;
 #[path = "chart/source.rs"]
 mod source;
+#[path = "chart/throwaway.rs"]
+mod throwaway;
