@@ -1,12 +1,14 @@
 //! Releases on a real API server: install, upgrade, rollback, uninstall, install again; a second one beside.
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, ListParams, PostParams};
+use kube::api::{Api, DynamicObject, ListParams, PostParams};
+use kube::discovery::ApiResource;
 use palisade::manifests;
 use serde_json::{Value, json};
 
-use crate::support::cluster::{Cluster, from_json};
+use crate::support::cluster::{Cluster, account, deployment, fence, from_json, wait_until};
 use crate::support::helm::{Ran, chart, helm_at};
 
 const DATABASE: &str = "database.existingSecret=palisade-database";
@@ -149,6 +151,7 @@ async fn a_second_release_needs_a_namespace_of_its_own_to_look_after() {
     );
     refused(install(&cluster, "green", &one, &["--set", no_crds, "--set", &green]), "one release a namespace");
     ok(install(&cluster, "green", &two, &["--set", no_crds, "--set", &green]));
+    neither_fences_what_the_other_one_looks_after(&cluster, &one, &two).await;
     // One of them does not go back to all namespaces while the other is there.
     refused(
         run(&cluster, &["upgrade", "blue", chart, "--namespace", &one, "--set", DATABASE, "--set", no_crds]),
@@ -159,6 +162,41 @@ async fn a_second_release_needs_a_namespace_of_its_own_to_look_after() {
     assert_eq!(left(&cluster, "blue").trim(), "");
     assert_eq!(left(&cluster, "green"), before, "the other release is whole");
     cluster.stop();
+}
+
+/// Each has epochs of its own: by the other one's, its fences would not have been allocated.
+async fn neither_fences_what_the_other_one_looks_after(cluster: &Cluster, one: &str, two: &str) {
+    let own = [("blue", one, "team-blue", 5), ("green", two, "team-green", 2)];
+    for (_, system, _, epoch) in own {
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": manifests::EPOCH_OBJECT, "namespace": system},
+            "data": {"epoch": epoch.to_string(), "incarnation": "x"}});
+        cluster.apply(&[serde_yaml::to_value(object).expect("YAML")]).await;
+    }
+    for (release, system, team, epoch) in own {
+        let worker = account(system, &format!("{release}-palisade-worker")).username();
+        // With the rights of its Role, no more.
+        let client = cluster.client_as(&worker, &[]).await;
+        let resource = ApiResource::erase::<Deployment>(&());
+        let here: Api<DynamicObject> = Api::namespaced_with(client.clone(), team, &resource);
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let fenced = |epoch: u64| deployment("model", &fence(epoch, 1, 1), json!({}));
+        wait_until(&format!("{release}'s worker writes under its own epoch"), || async {
+            here.create(&dry, &fenced(epoch)).await.map(drop)
+        })
+        .await;
+        wait_until(&format!("a later epoch than {release}'s is refused"), || async {
+            match here.create(&dry, &fenced(epoch + 1)).await {
+                Err(error) if error.to_string().contains("was not allocated yet") => Ok(()),
+                answer => Err(format!("{answer:?}")),
+            }
+        })
+        .await;
+        let there: Api<DynamicObject> =
+            Api::namespaced_with(client, if team == "team-blue" { "team-green" } else { "team-blue" }, &resource);
+        let error = there.create(&dry, &fenced(epoch)).await.expect_err("the other one's namespace").to_string();
+        assert!(error.contains("cannot create resource"), "{error}");
+    }
 }
 
 fn spec() -> Value {
