@@ -14,7 +14,7 @@ use palisade::manifests::{
 };
 use serde_json::{Value, json};
 
-use crate::support::cluster::{Cluster, block_on_elsewhere, deployment, fence, from_json, merge};
+use crate::support::cluster::{Cluster, block_on_elsewhere, deployment, fence, from_json, merge, wait_until};
 
 use super::expect::Expect;
 
@@ -181,7 +181,22 @@ impl Stage {
             merge(&mut object, &bare);
             stage.plant(&stage.actors.admin, kind, object).await;
         }
+        stage.seen().await;
         stage
+    }
+
+    /// Waits until a creation is held against the Service: the API server reads it from a cache, which is a little behind.
+    async fn seen(&self) {
+        let path = format!("{}?dryRun=All", Kind::Deployment.path(&self.namespace));
+        let stale = plain("probe", VICTIM, &fence(EPOCH, 4, 1), json!({}));
+        let request = Request::new("POST", path).json(stale);
+        wait_until("the Service is known to the policies", || async {
+            match request.send(&self.actors.worker).await {
+                Err(said) if said.contains("stale write under") => Ok(()),
+                answer => Err(format!("{answer:?}")),
+            }
+        })
+        .await;
     }
 
     /// As a worker writes: by server-side apply.
