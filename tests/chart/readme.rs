@@ -58,7 +58,7 @@ helm install palisade charts/palisade --namespace palisade-system --create-names
 helm test palisade --namespace palisade-system
 ```
 
-It needs Helm 3.17 or newer, Kubernetes 1.33 or newer, and Postgres 15 or newer. The values below are checked: one that is misspelled or
+It needs Helm 3.18 or newer, Kubernetes 1.33 or newer, and Postgres 15 or newer. The values below are checked: one that is misspelled or
 cannot be meant is refused before anything is installed.
 
 | value | default | what it is |
