@@ -4,7 +4,8 @@
 # pulled: a folder of files becomes the only layer. Cached, named after what is in it.
 #
 #   pause      localhost/pause:1: what holds a pod's namespaces
-#   mlserver   localhost/mlserver:1.7.1: MLServer with scikit-learn, for real models
+#   mlserver   localhost/mlserver:1.7.1: MLServer with scikit-learn. Beside PATH.tar, in
+#              PATH.models, 1.tar.gz and 2.tar.gz: two versions of a model for it
 #   postgres   localhost/postgres:15: the server, as Debian has it
 #
 # mlserver and postgres take files from Debian packages, and so need apt-get, of
@@ -17,6 +18,12 @@ IMAGES=$CACHE/image
 PYTHON_PACKAGES=(python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libgcc-s1 libstdc++6
   libbz2-1.0 libcrypt1 libdb5.3 libexpat1 libffi8 liblzma5 libncursesw6 libreadline8 libsqlite3-0 libssl3 libtinfo6
   libuuid1 zlib1g media-types)
+# Without what compiles queries, which is larger than all the rest.
+POSTGRES_PACKAGES=(postgresql-15 postgresql-client-15 libpq5 tzdata dash coreutils sed grep libc6 libgcc-s1 libstdc++6 libicu72
+  libldap-2.5-0 libsasl2-2 libgnutls30 libp11-kit0 libidn2-0 libunistring2 libtasn1-6 libnettle8 libhogweed6 libgmp10 libffi8
+  libpam0g libaudit1 libcap-ng0 libcap2 libselinux1 libpcre2-8-0 libssl3 libsystemd0 libgcrypt20 libgpg-error0 libxml2
+  libxslt1.1 libuuid1 libzstd1 liblz4-1 liblzma5 zlib1g libgssapi-krb5-2 libkrb5-3 libk5crypto3 libcom-err2
+  libkrb5support0 libkeyutils1 libreadline8 libtinfo6 libedit2 libbsd0 libmd0 libacl1 libattr1)
 
 # packages ROOT NAMES...: the files of Debian packages, none of which is installed.
 packages() {
@@ -50,7 +57,38 @@ fill_mlserver() {
     find "$1/opt/mlserver/$library" -depth -type d -name tests -exec rm -rf {} +
   done
   users "$1" mlserver 1000
+  env -i PYTHONPATH=/opt/mlserver "$(command -v chroot)" "$1" /usr/bin/python3.11 -c "$TRAIN"
+  mkdir -p "$FILE.models"
+  mv "$1"/tmp/*.tar.gz "$FILE.models"
+  rm -rf "$1"/tmp/*
 }
+
+fill_postgres() {
+  packages "$1" "${POSTGRES_PACKAGES[@]}"
+  rm -rf "$1"/usr/lib/postgresql/15/lib/{bitcode,llvmjit*}
+  users "$1" postgres 999
+  env -i LC_ALL=C "$(command -v chroot)" "$1" /usr/lib/postgresql/15/bin/postgres --version
+}
+
+# shellcheck disable=SC2016 # Python's
+TRAIN='
+import io, json, tarfile, joblib
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+x, y = load_iris(return_X_y=True)
+for version in (1, 2):
+    # Version 2 calls the classes 10, 11, 12: each answer says which version it is by.
+    model = LogisticRegression(max_iter=1000).fit(x, y if version == 1 else y + 10)
+    joblib.dump(model, "/tmp/model.joblib")
+    settings = {"name": "iris", "implementation": "mlserver_sklearn.SKLearnModel",
+                "parameters": {"uri": "./model.joblib", "version": str(version)}}
+    with tarfile.open(f"/tmp/{version}.tar.gz", "w:gz") as tar:
+        tar.add("/tmp/model.joblib", "model.joblib")
+        text = json.dumps(settings).encode()
+        info = tarfile.TarInfo("model-settings.json")
+        info.size = len(text)
+        tar.addfile(info, io.BytesIO(text))
+'
 
 describe() {
   case $1 in
@@ -60,6 +98,9 @@ describe() {
 {"Entrypoint": ["/usr/bin/python3.11", "-c", "from mlserver.cli import main; main()"], "Cmd": ["start", "/models/model"], "User": "1000:1000",
  "WorkingDir": "/tmp", "Env": ["PATH=/usr/bin:/bin", "PYTHONPATH=/opt/mlserver", "HOME=/tmp", "LANG=C.UTF-8"]}
 CONFIG
+      ;;
+    postgres)
+      echo '{"Cmd": ["/bin/sh"], "User": "999:999", "Env": ["PATH=/usr/lib/postgresql/15/bin:/usr/bin:/bin", "LANG=C.UTF-8"]}'
       ;;
   esac
 }
@@ -106,6 +147,7 @@ PYTHON
 assemble() {
   mkdir -p "$WORK/root"
   chmod 755 "$WORK/root"
+  FILE=${2%.tar}
   "fill_$1" "$WORK/root"
   archive "$WORK/root" "$(tag "$1")" "$(describe "$1")" "$2.new"
   mv "$2.new" "$2"
@@ -122,7 +164,8 @@ main() {
   fi
   file=$IMAGES/$name-$({
     declare -f packages users "fill_$name" describe tag archive
-    echo "${PYTHON_PACKAGES[*]}"
+    [[ $name != mlserver ]] || echo "${PYTHON_PACKAGES[*]} $TRAIN"
+    [[ $name != postgres ]] || echo "${POSTGRES_PACKAGES[*]}"
     cat "$REPO/hack/mlserver.txt" "$REPO"/tests/cluster/pause/*.go
   } | sha256sum | cut -c1-16).tar
   mkdir -p "$IMAGES"
@@ -132,7 +175,7 @@ main() {
     WORK=$(mktemp -d "$IMAGES/.work.XXXXXX")
     trap 'rm -rf "$WORK"' EXIT
     with_progress "building the image $(tag "$name")" "$IMAGES/$name.log" assemble "$name" "$file"
-    find "$IMAGES" -name "$name-*.tar" ! -path "$file" -mtime +1 -delete
+    find "$IMAGES" -maxdepth 1 -name "$name-*" ! -name "$(basename "${file%.tar}")*" -mtime +1 -exec rm -rf {} +
   fi
   echo "$file"
 }

@@ -22,6 +22,7 @@
 # PALISADE_PG_USER    the user to run as, when root (postgres)
 # PALISADE_PG_FSYNC   on or off (on: some tests crash the server on purpose)
 # PALISADE_PG_CONNECTIONS  max_connections (300: many tests at once)
+# PALISADE_PG_ARGS    more arguments of the server, as words; they win
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -146,7 +147,8 @@ prepare() {
 
 # launch DIR PORT: one try. 0: it is ready; 1: the port was taken.
 launch() {
-  local dir=$1 port=$2 sockets=$1 state=() before began=$SECONDS
+  local dir=$1 port=$2 sockets=$1 state=() more=() before began=$SECONDS
+  read -ra more <<<"${PALISADE_PG_ARGS:-}"
   # A socket's path has at most 107 bytes; TCP is enough where it does not fit.
   ((${#dir} < 80)) || sockets=
   before=$(stat -c %s "$dir/postgres.log" 2>/dev/null || echo 0)
@@ -154,7 +156,7 @@ launch() {
     -c listen_addresses=127.0.0.1 -c unix_socket_directories="$sockets" \
     -c max_connections="${PALISADE_PG_CONNECTIONS:-300}" -c fsync="${PALISADE_PG_FSYNC:-on}" \
     -c logging_collector=off -c log_destination=stderr \
-    -c "log_line_prefix=%m [%p] %q%u/%a "
+    -c "log_line_prefix=%m [%p] %q%u/%a " "${more[@]}"
   while :; do
     if ! running "$dir" postgres; then
       if tail -c "+$((before + 1))" "$dir/postgres.log" | grep -q 'Address already in use'; then return 1; fi
