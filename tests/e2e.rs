@@ -1,0 +1,109 @@
+//! Palisade on a real node, as a user installs it: real pods, a real model server, real failures. `make e2e` runs it.
+//!
+//! ```text
+//! world.rs    the node that hack/e2e.sh started, and Postgres beside it: what the stories act on
+//! traffic.rs  clients that ask a model server for predictions, and count what they got
+//! install.rs, predictions.rs, frozen.rs, faults.rs, lifecycle.rs    the stories, in this order, one after the other
+//! ```
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
+mod support;
+
+mod e2e {
+    pub mod faults;
+    pub mod frozen;
+    pub mod install;
+    pub mod predictions;
+    pub mod traffic;
+    pub mod world;
+}
+
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use e2e::world::World;
+use e2e::{faults, frozen, install, predictions};
+
+type Telling = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What happens, and whether `make test` tells it as well; the first one is told whatever is asked for.
+struct Story {
+    name: &'static str,
+    short: bool,
+    tell: fn(&'static World) -> Telling,
+}
+
+macro_rules! stories {
+    ($($module:ident::$name:ident $($short:ident)?,)*) => {
+        [$(Story {
+            name: stringify!($name),
+            short: !matches!(stringify!($($short)?), ""),
+            tell: |world| Box::pin($module::$name(world)),
+        },)*]
+    };
+}
+
+fn stories() -> Vec<Story> {
+    stories![
+        install::a_release_installs_from_nothing_and_serves_a_model short,
+        install::a_version_whose_digest_is_wrong_never_serves short,
+        predictions::not_one_request_fails_while_a_version_replaces_another_and_back short,
+        frozen::a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_refused short,
+        frozen::a_frozen_worker_that_its_probe_kills_is_replaced,
+        faults::all_are_ready_after_kubelet_worker_controller_postgres_and_api_server_failed,
+    ]
+    .into()
+}
+
+/// Tells one, and whether it came to its end.
+async fn tell(world: &'static World, story: &Story) -> bool {
+    eprintln!("\nstory {} ...", story.name);
+    let began = Instant::now();
+    // A task of its own: its panic is its failure.
+    let passed = tokio::spawn((story.tell)(world)).await.is_ok();
+    let verdict = if passed { "ok" } else { "FAILED" };
+    eprintln!("story {} ... {verdict} ({:.0} s)", story.name, began.elapsed().as_secs_f64());
+    if !passed {
+        world.describe();
+    }
+    passed
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut stories = stories();
+    if args.iter().any(|arg| arg == "--list") {
+        stories.iter().for_each(|story| println!("{}: test", story.name));
+        return ExitCode::SUCCESS;
+    }
+    let short = args.iter().any(|arg| arg == "--short");
+    let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let all = stories.len();
+    let first = stories[0].name;
+    stories.retain(|story| {
+        let named = wanted.is_empty() || wanted.iter().any(|part| story.name.contains(part.as_str()));
+        story.name == first || (named && (story.short || !short))
+    });
+    let world: &World = Box::leak(Box::new(World::begin().await));
+    let mut failed = Vec::new();
+    for story in &stories {
+        if !tell(world, story).await {
+            failed.push(story.name);
+            // Without an installation there is nothing to tell of; a later story may do without an earlier one.
+            if story.name == first {
+                break;
+            }
+        }
+    }
+    let told = stories.len();
+    eprintln!("\n{} stories passed, {} failed, {} not told", told - failed.len(), failed.len(), all - told);
+    world.end();
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
