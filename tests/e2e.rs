@@ -14,6 +14,21 @@
 
 mod support;
 
+/// The rules of a history, as tests/chaos.rs has them.
+#[allow(dead_code, reason = "a part of them is used here")]
+mod chaos {
+    pub mod history;
+    pub mod observe;
+    pub mod rules;
+
+    pub mod arena {
+        pub fn now() -> u64 {
+            let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+        }
+    }
+}
+
 mod e2e {
     pub mod faults;
     pub mod frozen;

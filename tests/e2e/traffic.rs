@@ -128,6 +128,15 @@ impl Tally {
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         self.0.lock().expect("not poisoned")
     }
+
+    fn note(&self, took: Duration, answer: Result<i64, String>) {
+        let mut counts = self.lock();
+        counts.slowest = counts.slowest.max(took);
+        match answer {
+            Ok(version) => *counts.versions.entry(version).or_default() += 1,
+            Err(error) => counts.failures.push(error),
+        }
+    }
 }
 
 /// Clients that go on until they are stopped.
@@ -150,13 +159,7 @@ impl Traffic {
                     let slot = (number < each).then_some(&mut kept);
                     let began = Instant::now();
                     let answer = tokio::time::timeout(LIMIT, predict(&address, slot, &tally)).await;
-                    let mut counts = tally.lock();
-                    counts.slowest = counts.slowest.max(began.elapsed());
-                    match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
-                        Ok(version) => *counts.versions.entry(version).or_default() += 1,
-                        Err(error) => counts.failures.push(error),
-                    }
-                    drop(counts);
+                    tally.note(began.elapsed(), answer.unwrap_or_else(|_| Err("no answer in time".to_owned())));
                     tokio::time::sleep(Duration::from_millis(25)).await;
                 }
             });

@@ -199,6 +199,13 @@ impl World {
         printed.trim().parse().expect("a version's number")
     }
 
+    pub async fn knows_model(&self, model: &str) -> bool {
+        let mut sql = self.sql().await;
+        let count = sql.number(&format!("SELECT count(*) FROM palisade.model WHERE name = '{model}'")).await;
+        sql.close().await;
+        count > 0
+    }
+
     /// A ModelDeployment of the iris model: the artifact is fetched and verified before the server starts.
     pub fn iris(&self, name: &str, model: &str, version: i64) -> Value {
         let mount = json!([{"name": "models", "mountPath": "/models"}, {"name": "tmp", "mountPath": "/tmp"}]);
