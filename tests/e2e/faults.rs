@@ -108,7 +108,7 @@ pub async fn all_are_ready_after_kubelet_worker_controller_postgres_and_api_serv
     told("Postgres was restarted");
     api_server_is_frozen(world, 2).await;
     told("the API server was frozen for 30 s");
-    drop(revisions_keep_the_rules(world, watches, revisions).await);
+    revisions_keep_the_rules(world, watches, revisions).await;
     let all: Vec<String> = (0..COUNT).map(|number| format!("small-{number}")).collect();
     let names: Vec<&str> = all.iter().map(String::as_str).collect();
     world.kubectl(&[&["-n", SHOP, "delete", "mdep", "--timeout=120s"][..], &names].concat());

@@ -32,6 +32,8 @@ fn armed(world: &World, number: usize, point: &str) -> Value {
     let deployment = world.get(&["deployment", "-n", SYSTEM, "palisade-worker"]);
     let mut spec = deployment["spec"]["template"]["spec"].clone();
     spec["restartPolicy"] = "Never".into();
+    // The first process of a PID namespace cannot stop itself.
+    spec["shareProcessNamespace"] = true.into();
     let container = &mut spec["containers"][0];
     let args = container["args"].as_array_mut().expect("arguments");
     args.retain(|arg| !arg.as_str().is_some_and(|arg| arg.starts_with("--capacity")));

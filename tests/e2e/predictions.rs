@@ -1,35 +1,54 @@
 //! What users of a model notice of a rollout: nothing but the other version's answers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::install::address;
 use super::traffic::{Counts, Traffic};
-use super::world::World;
+use super::world::{SHOP, World};
 
 /// From one version to another, under traffic; how long until the Service had moved and all was done.
 async fn roll(world: &World, traffic: &Traffic, from: i64, to: i64) -> Duration {
     traffic.look();
     traffic.flows().await;
     let before = traffic.look();
-    assert_eq!(before.versions.keys().collect::<Vec<_>>(), [&from], "before: {before:?}");
+    only(&before, &[from], &[from]);
     world.roll("iris", to);
     let took = world.serves("iris", to).await;
     let during = traffic.look();
-    check(&during);
-    let known = |version: &i64| [from, to].contains(version);
-    assert!(during.versions.keys().all(known), "during: {during:?}");
+    only(&during, &[from, to], &[from, to]);
+    // From here on nobody new gets to the old version. Who kept a connection does, until its pods have ended.
     traffic.flows().await;
-    let after = traffic.look();
-    check(&after);
-    assert_eq!(after.versions.keys().collect::<Vec<_>>(), [&to], "after the drain: {after:?}");
+    only(&traffic.look(), &[to], &[from, to]);
+    let ended = || async {
+        match world.pods(SHOP, "palisade.dev/deployment=iris").len() {
+            1 => Ok(()),
+            count => Err(format!("{count} pods")),
+        }
+    };
+    let drained = world.until("the old pods have ended", ended).await;
+    let ending = traffic.look();
+    only(&ending, &[to], &[from, to]);
+    traffic.flows().await;
+    only(&traffic.look(), &[to], &[to]);
     eprintln!(
-        "from {from} to {to} in {:.1} s; answers during it, by version: {:?}; kept connections closed: {}; slowest: {:.2} s",
+        "from {from} to {to} in {:.1} s, the old pods gone {:.1} s later; answers during it, by version: {:?} to new connections, {:?} to kept ones, \
+         {} of which the server had closed; the slowest took {:.2} s",
         took.as_secs_f64(),
-        during.versions,
-        during.reconnects,
+        drained.as_secs_f64(),
+        during.fresh,
+        during.kept,
+        during.reconnects + ending.reconnects,
         during.slowest.as_secs_f64()
     );
     took
+}
+
+/// No request failed, and each was answered by one of these versions.
+fn only(counts: &Counts, fresh: &[i64], kept: &[i64]) {
+    check(counts);
+    let all = |found: &BTreeMap<i64, usize>, allowed: &[i64]| found.keys().all(|version| allowed.contains(version));
+    assert!(all(&counts.fresh, fresh) && all(&counts.kept, kept), "not by {fresh:?} and {kept:?} alone: {counts:?}");
 }
 
 fn check(counts: &Counts) {

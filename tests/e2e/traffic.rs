@@ -112,8 +112,10 @@ async fn predict(address: &str, kept: Option<&mut Option<TcpStream>>, tally: &Ta
 
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// Answers by version, since the last look.
-    pub versions: BTreeMap<i64, usize>,
+    /// Answers by version, since the last look, to clients that connect anew each time.
+    pub fresh: BTreeMap<i64, usize>,
+    /// The same, to clients that keep their connection.
+    pub kept: BTreeMap<i64, usize>,
     pub failures: Vec<String>,
     /// How often a kept connection had been closed meanwhile.
     pub reconnects: usize,
@@ -129,11 +131,14 @@ impl Tally {
         self.0.lock().expect("not poisoned")
     }
 
-    fn note(&self, took: Duration, answer: Result<i64, String>) {
+    fn note(&self, keeps: bool, took: Duration, answer: Result<i64, String>) {
         let mut counts = self.lock();
         counts.slowest = counts.slowest.max(took);
         match answer {
-            Ok(version) => *counts.versions.entry(version).or_default() += 1,
+            Ok(version) => {
+                let versions = if keeps { &mut counts.kept } else { &mut counts.fresh };
+                *versions.entry(version).or_default() += 1;
+            }
             Err(error) => counts.failures.push(error),
         }
     }
@@ -154,12 +159,12 @@ impl Traffic {
         for number in 0..2 * each {
             let (tally, stop, address) = (tally.clone(), Arc::clone(&stop), address.to_owned());
             clients.spawn(async move {
-                let mut kept = None;
+                let (keeps, mut kept) = (number < each, None);
                 while !stop.load(Ordering::Relaxed) {
-                    let slot = (number < each).then_some(&mut kept);
+                    let slot = keeps.then_some(&mut kept);
                     let began = Instant::now();
                     let answer = tokio::time::timeout(LIMIT, predict(&address, slot, &tally)).await;
-                    tally.note(began.elapsed(), answer.unwrap_or_else(|_| Err("no answer in time".to_owned())));
+                    tally.note(keeps, began.elapsed(), answer.unwrap_or_else(|_| Err("no answer in time".to_owned())));
                     tokio::time::sleep(Duration::from_millis(25)).await;
                 }
             });
@@ -174,7 +179,10 @@ impl Traffic {
 
     /// Waits until each client has had several answers.
     pub async fn flows(&self) {
-        let answered = || self.tally.lock().versions.values().sum::<usize>();
+        let answered = || {
+            let counts = self.tally.lock();
+            counts.fresh.values().chain(counts.kept.values()).sum::<usize>()
+        };
         let (before, began) = (answered(), Instant::now());
         while answered() < before + 10 * self.clients.len() {
             assert!(began.elapsed() < super::world::PATIENCE, "no answers: {:?}", self.tally.lock());

@@ -222,6 +222,7 @@ impl World {
                     "initContainers": [{
                         "name": "fetch", "image": PALISADE, "imagePullPolicy": "IfNotPresent",
                         "args": ["fetch", "--to", "/models/model", "--unpack"],
+                        "terminationMessagePolicy": "FallbackToLogsOnError",
                         "securityContext": closed.clone(), "volumeMounts": mount.clone(),
                     }],
                     "containers": [{

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 use kube::runtime::{WatchStreamExt, watcher};
 
@@ -109,19 +109,64 @@ async fn why(r: &Rollout<'_>) -> Result<String, Halt> {
 
 fn pod_reason(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let waiting = status.container_statuses.iter().flatten().find_map(|c| {
-        let waiting = c.state.as_ref()?.waiting.as_ref()?;
-        Some(format!(
-            "container {}: {} {}",
-            c.name,
-            waiting.reason.as_deref()?,
-            waiting.message.as_deref().unwrap_or("")
-        ))
+    // While an init container does not succeed, the others only wait for it: it is the reason.
+    let init = status.init_container_statuses.iter().flatten().map(|c| ("init container", c));
+    let stuck = init.chain(status.container_statuses.iter().flatten().map(|c| ("container", c))).find_map(|(kind, c)| {
+        let running = || (kind == "init container" && c.state.as_ref()?.running.is_some()).then(|| "still runs".to_owned());
+        Some(format!("{kind} {}: {}", c.name, container_reason(c).or_else(running)?))
     });
     let condition = || {
         let failed = |t: &str| status.conditions.iter().flatten().find(|c| c.type_ == t && c.status == "False");
         let condition = failed("PodScheduled").or_else(|| failed("Ready"))?;
         Some(format!("{} {}", condition.reason.as_deref()?, condition.message.as_deref().unwrap_or("")))
     };
-    waiting.or_else(condition).map(|reason| reason.trim_end().to_owned())
+    stuck.or_else(condition).map(|reason| reason.trim_end().to_owned())
+}
+
+/// What it waits for, and how it ended before: with `terminationMessagePolicy: FallbackToLogsOnError` in its own words.
+fn container_reason(container: &ContainerStatus) -> Option<String> {
+    let state = container.state.as_ref()?;
+    let ended = state.terminated.as_ref().or_else(|| container.last_state.as_ref()?.terminated.as_ref());
+    let ended = ended.filter(|ended| ended.exit_code != 0).map(|ended| {
+        let message = ended.message.as_deref().unwrap_or("").trim();
+        format!("ended with exit code {}{}{message}", ended.exit_code, if message.is_empty() { "" } else { ": " })
+    });
+    let waiting = state.waiting.as_ref().and_then(|waiting| {
+        // Its message repeats names and times that the reason goes without.
+        let message = waiting.message.as_deref().filter(|_| ended.is_none()).unwrap_or("");
+        Some(format!("{} {message}", waiting.reason.as_deref()?).trim_end().to_owned())
+    });
+    match (waiting, ended) {
+        (Some(waiting), Some(ended)) => Some(format!("{waiting}, {ended}")),
+        (waiting, ended) => waiting.or(ended),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn reason(init: Value, main: Value) -> Option<String> {
+        let status = json!({
+            "initContainerStatuses": [{"name": "fetch", "image": "", "imageID": "", "ready": false, "restartCount": 2, "state": init["state"], "lastState": init["lastState"]}],
+            "containerStatuses": [{"name": "model", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": main}],
+        });
+        pod_reason(&serde_json::from_value(json!({"status": status})).unwrap_or_default())
+    }
+
+    #[test]
+    fn an_init_container_that_fails_is_the_reason_and_is_quoted() {
+        let waits = json!({"waiting": {"reason": "PodInitializing"}});
+        let ended = json!({"terminated": {"exitCode": 9, "message": "another digest\n"}});
+        let backs_off = json!({"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}, "lastState": ended});
+        let expected = "init container fetch: CrashLoopBackOff, ended with exit code 9: another digest";
+        assert_eq!(reason(backs_off, waits.clone()).as_deref(), Some(expected));
+        let runs = json!({"state": {"running": {}}});
+        assert_eq!(reason(runs, waits.clone()).as_deref(), Some("init container fetch: still runs"));
+        let done = json!({"state": {"terminated": {"exitCode": 0}}});
+        assert_eq!(reason(done.clone(), waits).as_deref(), Some("container model: PodInitializing"));
+        let pulls = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}});
+        assert_eq!(reason(done, pulls).as_deref(), Some("container model: ImagePullBackOff no such image"));
+    }
 }
