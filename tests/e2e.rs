@@ -14,25 +14,22 @@
 
 mod support;
 
-/// The rules of a history, as tests/chaos.rs has them.
-#[allow(dead_code, reason = "a part of them is used here")]
-mod chaos {
-    pub mod history;
-    pub mod observe;
-    pub mod rules;
-
-    pub mod arena {
-        pub fn now() -> u64 {
-            let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-            t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
-        }
-    }
-}
+// The rules of a history, as tests/chaos.rs has them; a part of them is used here.
+#[allow(dead_code)]
+#[path = "chaos/history.rs"]
+mod history;
+#[allow(dead_code)]
+#[path = "chaos/observe.rs"]
+mod observe;
+#[allow(dead_code)]
+#[path = "chaos/rules.rs"]
+mod rules;
 
 mod e2e {
     pub mod faults;
     pub mod frozen;
     pub mod install;
+    pub mod lifecycle;
     pub mod predictions;
     pub mod traffic;
     pub mod world;
@@ -43,7 +40,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use e2e::world::World;
-use e2e::{faults, frozen, install, predictions};
+use e2e::{faults, frozen, install, lifecycle, predictions};
 
 type Telling = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -72,6 +69,9 @@ fn stories() -> Vec<Story> {
         frozen::a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_refused short,
         frozen::a_frozen_worker_that_its_probe_kills_is_replaced,
         faults::all_are_ready_after_kubelet_worker_controller_postgres_and_api_server_failed,
+        lifecycle::an_upgrade_from_an_older_chart_and_a_rollback_keep_what_serves,
+        lifecycle::an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else,
+        lifecycle::two_releases_beside_each_other_look_after_their_own,
     ]
     .into()
 }

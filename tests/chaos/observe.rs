@@ -222,7 +222,7 @@ fn field<T: DeserializeOwned>(row: &Value, name: &str) -> T {
 }
 
 /// What to add to microseconds since boot to get the database's clock.
-pub async fn offset(sql: &mut Conn) -> Micros {
+pub async fn offset(sql: &mut Conn, since_boot: u64) -> Micros {
     let wall = sql.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").await;
-    wall - (super::arena::now() / 1000) as i64
+    wall - (since_boot / 1000) as i64
 }

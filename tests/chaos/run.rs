@@ -252,7 +252,7 @@ pub async fn collect(arena: &mut Arena, expected: &[FaultKind], stale_writes: bo
     tokio::time::sleep(QUIET).await;
     let until = sql.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").await;
     arena.unwatch();
-    let offset = observe::offset(&mut sql).await;
+    let offset = observe::offset(&mut sql, now()).await;
     let registry = observe::registry(&mut sql).await;
     sql.close().await;
     let (calls, granted) = observe::accounts(arena.dir.path());

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::frozen::WORKERS;
 use super::world::{SHOP, SYSTEM, World, name, signal};
-use crate::chaos::history::{History, Rule, Terms};
-use crate::chaos::{observe, rules};
+use crate::history::{History, Rule, Terms};
+use crate::{observe, rules};
 
 const COUNT: usize = 4;
 const CONTROLLERS: &str = "app.kubernetes.io/component=controller";
@@ -82,16 +82,14 @@ async fn api_server_is_frozen(world: &World, version: i64) {
     tokio::time::sleep(Duration::from_secs(30)).await;
     signal(pid, Signal::CONT);
     // What asked meanwhile is answered late; the tests' own client as well.
-    world.until("the API server answers", || async { world.deployments().list(&Default::default()).await.map(drop) }).await;
+    world
+        .until("the API server answers", || async { world.deployments().list(&Default::default()).await.map(drop) })
+        .await;
     all_serve(world, version).await;
 }
 
 pub async fn all_are_ready_after_kubelet_worker_controller_postgres_and_api_server_failed(world: &'static World) {
-    if !world.knows_model("small").await {
-        for version in 1..=3 {
-            world.register("small", "s3://models/small", &format!("sha256:{version:064x}"));
-        }
-    }
+    world.register_small();
     let revisions = std::sync::Arc::default();
     let watches = observe::watch_all(&world.client, SHOP, &revisions).await;
     let all: Vec<Value> = (0..COUNT).map(|number| world.small(&format!("small-{number}"), 1)).collect();
@@ -118,7 +116,7 @@ pub async fn all_are_ready_after_kubelet_worker_controller_postgres_and_api_serv
 async fn revisions_keep_the_rules(
     world: &World,
     mut watches: tokio::task::JoinSet<()>,
-    revisions: std::sync::Arc<std::sync::Mutex<Vec<crate::chaos::history::Revision>>>,
+    revisions: std::sync::Arc<std::sync::Mutex<Vec<crate::history::Revision>>>,
 ) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let quiet_version = observe::version(&world.deployments()).await;

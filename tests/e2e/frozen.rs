@@ -29,8 +29,7 @@ const ARMED: &str = "story=armed";
 /// A worker pod as the release has it, but for a point at which it stops itself; it works on one deployment at a time. It
 /// does not look at its clock when it wakes up: what it was about to send is sent, and only the fences stand.
 fn armed(world: &World, number: usize, point: &str) -> Value {
-    let deployment = world.get(&["deployment", "-n", SYSTEM, "palisade-worker"]);
-    let mut spec = deployment["spec"]["template"]["spec"].clone();
+    let mut spec = template(world);
     spec["restartPolicy"] = "Never".into();
     // The first process of a PID namespace cannot stop itself.
     spec["shareProcessNamespace"] = true.into();
@@ -48,6 +47,11 @@ fn armed(world: &World, number: usize, point: &str) -> Value {
     })
 }
 
+/// The release's own worker.
+fn template(world: &World) -> Value {
+    world.get(&["deployment", "-n", SYSTEM, "palisade-worker"])["spec"]["template"]["spec"].clone()
+}
+
 fn resource(name: &str) -> String {
     format!("deployment/{SHOP}/{name}")
 }
@@ -62,9 +66,7 @@ async fn all_serve(world: &World, count: usize, version: i64) {
 /// Nine workers each stop at another step of nine rollouts. The one that is left takes over all nine; then the nine go on,
 /// each with the very write before which it stopped.
 pub async fn a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_refused(world: &'static World) {
-    for version in 1..=3 {
-        assert_eq!(world.register("small", "s3://models/small", &format!("sha256:{version:064x}")), version);
-    }
+    world.register_small();
     let all: Vec<Value> = (0..POINTS.len()).map(|number| world.small(&format!("small-{number}"), 1)).collect();
     world.apply(&all);
     all_serve(world, POINTS.len(), 1).await;
@@ -114,21 +116,26 @@ pub async fn a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_ref
     sql.close().await;
 }
 
-/// The workers that stopped themselves, each at its point; the release's own one is running again on return, and has
-/// taken over in time.
-async fn stop_each(world: &World) -> Vec<Value> {
+/// The release's worker, of which one is left.
+async fn only_worker(world: &World) -> Value {
     world.kubectl(&["-n", SYSTEM, "scale", "deployment/palisade-worker", "--replicas=1"]);
     let one = || async {
         let pods = world.pods(SYSTEM, WORKERS);
         if pods.len() == 1 { Ok(()) } else { Err(format!("{} workers", pods.len())) }
     };
     world.until("one worker is left", one).await;
+    world.pods(SYSTEM, WORKERS).remove(0)
+}
+
+/// The workers that stopped themselves, each at its point; the release's own one is running again on return, and has
+/// taken over in time.
+async fn stop_each(world: &World) -> Vec<Value> {
+    let other = only_worker(world).await;
     let objects: Vec<Value> = POINTS.iter().enumerate().map(|(n, point)| armed(world, n, point)).collect();
     world.apply(&objects);
     world.kubectl(&["-n", SYSTEM, "wait", "--for=condition=Ready", "--timeout=120s", "pods", "-l", ARMED]);
     let armed = world.pods(SYSTEM, ARMED);
     // The only other one is frozen for a moment, so that each of these gets a deployment.
-    let other = world.pods(SYSTEM, WORKERS).remove(0);
     world.freeze(&other);
     for number in 0..POINTS.len() {
         world.roll(&format!("small-{number}"), 2);
@@ -153,7 +160,11 @@ async fn stop_each(world: &World) -> Vec<Value> {
         })
         .await;
     let over = thawed.elapsed();
-    eprintln!("all had stopped after {:.1} s; all were taken over {:.1} s after the other one was let go on", took.as_secs_f64(), over.as_secs_f64());
+    eprintln!(
+        "all had stopped after {:.1} s; all were taken over {:.1} s after the other one was let go on",
+        took.as_secs_f64(),
+        over.as_secs_f64()
+    );
     assert!(over < TTL + MARGIN, "a takeover took {over:?}");
     sql.close().await;
     armed
@@ -163,9 +174,13 @@ async fn stop_each(world: &World) -> Vec<Value> {
 async fn picture(world: &World) -> Vec<String> {
     let mut sql = world.sql().await;
     let mut all = Vec::new();
-    for table in ["deployment", "alias", "plan", "operation"] {
+    for table in ["deployment", "plan", "lease", "operation"] {
         all.extend(
-            sql.list(&format!("SELECT t::text FROM palisade.{table} AS t WHERE resource LIKE '{}%' ORDER BY 1", resource("small-"))).await,
+            sql.list(&format!(
+                "SELECT t::text FROM palisade.{table} AS t WHERE resource LIKE '{}%' ORDER BY 1",
+                resource("small-")
+            ))
+            .await,
         );
     }
     sql.close().await;
@@ -211,7 +226,61 @@ async fn work_again(world: &World, pods: &[Value]) {
     world.kubectl(&[&["-n", SHOP, "delete", "mdep", "--timeout=120s"][..], &names].concat());
 }
 
-/// Frozen for longer than its probe allows: the kubelet kills it, and what it owned was another one's long before.
+/// Frozen for longer than its probe allows: the kubelet kills it, and what it owned was another one's before.
 pub async fn a_frozen_worker_that_its_probe_kills_is_replaced(world: &'static World) {
-    let _ = world;
+    world.register_small();
+    let other = only_worker(world).await;
+    let mut spec = template(world);
+    for (key, value) in [("periodSeconds", 3), ("timeoutSeconds", 2), ("failureThreshold", 7)] {
+        spec["containers"][0]["livenessProbe"][key] = value.into();
+    }
+    world.apply(&[json!({
+        "apiVersion": "v1", "kind": "Pod", "spec": spec,
+        "metadata": {"name": "doomed", "namespace": SYSTEM, "labels": {"story": "doomed"}},
+    })]);
+    world.kubectl(&["-n", SYSTEM, "wait", "--for=condition=Ready", "--timeout=120s", "pod/doomed"]);
+    let doomed = world.pods(SYSTEM, "story=doomed").remove(0);
+    // Its pods are never ready, so that it stays owned; and the other worker is frozen until this one owns it.
+    let mut object = world.small("endless", 1);
+    let never = json!({"httpGet": {"path": "/", "port": 1}, "periodSeconds": 60});
+    object["spec"]["template"]["spec"]["containers"][0]["readinessProbe"] = never;
+    world.freeze(&other);
+    world.apply(&[object]);
+    owned_by(world, "doomed").await;
+    world.freeze(&doomed);
+    world.thaw(&other);
+    let took = owned_by(world, name(&other)).await;
+    eprintln!("taken over {:.1} s after it was frozen", took.as_secs_f64());
+    assert!(took < TTL + MARGIN, "a takeover took {took:?}");
+    let killed = || async {
+        let pod = world.get(&["pod", "-n", SYSTEM, "doomed"]);
+        let status = &pod["status"]["containerStatuses"][0];
+        let again = status["restartCount"].as_i64() >= Some(1) && status["ready"] == true;
+        if again { Ok(()) } else { Err(status.to_string()) }
+    };
+    let restarted = world.until("its probe had it killed, and it is ready again", killed).await;
+    eprintln!("killed by its probe and ready again {:.1} s later", restarted.as_secs_f64());
+    let mut sql = world.sql().await;
+    let sessions = sql.number("SELECT count(*) FROM palisade.session WHERE worker = 'doomed'").await;
+    sql.close().await;
+    assert!(sessions >= 2, "it has no new session");
+    world.kubectl(&["-n", SHOP, "delete", "mdep", "endless", "--timeout=120s"]);
+    world.kubectl(&["-n", SYSTEM, "delete", "pod", "doomed", "--timeout=60s"]);
+    world.kubectl(&["-n", SYSTEM, "scale", "deployment/palisade-worker", "--replicas=2"]);
+}
+
+/// Waits until a worker of this name owns the deployment that never ends.
+async fn owned_by(world: &World, worker: &str) -> Duration {
+    let owner = format!(
+        "SELECT coalesce((SELECT s.worker FROM palisade.lease AS l JOIN palisade.session AS s ON s.id = l.session WHERE l.resource = '{}'), '')",
+        resource("endless")
+    );
+    world
+        .until(&format!("{worker} owns it"), || async {
+            let mut sql = world.sql().await;
+            let found = sql.text(&owner).await;
+            sql.close().await;
+            if found == worker { Ok(()) } else { Err(format!("its owner is {found:?}")) }
+        })
+        .await
 }

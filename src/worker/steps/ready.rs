@@ -111,10 +111,12 @@ fn pod_reason(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
     // While an init container does not succeed, the others only wait for it: it is the reason.
     let init = status.init_container_statuses.iter().flatten().map(|c| ("init container", c));
-    let stuck = init.chain(status.container_statuses.iter().flatten().map(|c| ("container", c))).find_map(|(kind, c)| {
-        let running = || (kind == "init container" && c.state.as_ref()?.running.is_some()).then(|| "still runs".to_owned());
-        Some(format!("{kind} {}: {}", c.name, container_reason(c).or_else(running)?))
-    });
+    let stuck =
+        init.chain(status.container_statuses.iter().flatten().map(|c| ("container", c))).find_map(|(kind, c)| {
+            let running =
+                || (kind == "init container" && c.state.as_ref()?.running.is_some()).then(|| "still runs".to_owned());
+            Some(format!("{kind} {}: {}", c.name, container_reason(c).or_else(running)?))
+        });
     let condition = || {
         let failed = |t: &str| status.conditions.iter().flatten().find(|c| c.type_ == t && c.status == "False");
         let condition = failed("PodScheduled").or_else(|| failed("Ready"))?;

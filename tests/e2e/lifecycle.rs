@@ -1,0 +1,208 @@
+//! A release's life: upgraded from an older chart, rolled back, uninstalled, installed again, and one beside it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::install::address;
+use super::traffic::Traffic;
+use super::world::{SHOP, SYSTEM, World, name};
+use crate::support::postgres::root;
+
+/// The field that the older CRD does not have.
+const NEW_FIELD: &str = "revisionHistoryLimit";
+
+/// A chart as it was before this field: an older version, an older CRD.
+fn older_chart(world: &World) -> PathBuf {
+    let chart = world.dir.join("tmp/older-chart");
+    let copied = Command::new("cp").arg("-r").arg(root().join("charts/palisade")).arg(&chart).status();
+    assert!(copied.is_ok_and(|status| status.success()), "the chart is copied");
+    let edit = |file: &str, change: &dyn Fn(&mut serde_yaml::Value)| {
+        let path = chart.join(file);
+        let mut yaml: serde_yaml::Value = serde_yaml::from_str(&fs::read_to_string(&path).expect(file)).expect("YAML");
+        change(&mut yaml);
+        fs::write(&path, serde_yaml::to_string(&yaml).expect("YAML")).expect("written");
+    };
+    edit("Chart.yaml", &|yaml| yaml["version"] = "0.0.1".into());
+    edit("files/crd.yaml", &|yaml| {
+        let fields = &mut yaml["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+        assert!(fields.as_mapping_mut().expect("fields").remove(NEW_FIELD).is_some(), "the field is there");
+    });
+    chart
+}
+
+fn crd_has_the_field(world: &World) -> bool {
+    let crd = world.get(&["crd", "modeldeployments.palisade.dev"]);
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"][NEW_FIELD].is_object()
+}
+
+fn helm(world: &World, args: &[&str]) -> String {
+    world.helm(&[args, &["--namespace", SYSTEM]].concat())
+}
+
+fn upgrade(world: &World, chart: &Path) {
+    let chart = chart.to_str().expect("UTF-8");
+    helm(world, &["upgrade", "palisade", chart, "--reuse-values", "--wait", "--timeout", "180s"]);
+}
+
+/// Palisade works: a rollout is carried out.
+async fn works(world: &World, deployment: &str) {
+    let now = world.get(&["mdep", "-n", SHOP, deployment])["status"]["serving"]["version"].as_i64().expect("a version");
+    world.roll(deployment, 3 - now);
+    world.serves(deployment, 3 - now).await;
+}
+
+pub async fn an_upgrade_from_an_older_chart_and_a_rollback_keep_what_serves(world: &'static World) {
+    world.register_small();
+    world.apply(&[world.small("kept", 1)]);
+    world.serves("kept", 1).await;
+    let traffic = Traffic::start(&address(world, "iris"), 1);
+    let older = older_chart(world);
+    upgrade(world, &older);
+    assert!(!crd_has_the_field(world), "the older CRD is there");
+    works(world, "kept").await;
+    upgrade(world, &root().join("charts/palisade"));
+    assert!(crd_has_the_field(world), "the upgrade brought the newer CRD");
+    works(world, "kept").await;
+    helm(world, &["test", "palisade", "--timeout", "120s"]);
+    helm(world, &["rollback", "palisade", "--wait", "--timeout", "180s"]);
+    assert!(!crd_has_the_field(world), "the rollback brought the older CRD back");
+    works(world, "kept").await;
+    upgrade(world, &root().join("charts/palisade"));
+    let counts = traffic.end().await;
+    assert!(counts.failures.is_empty(), "requests failed meanwhile: {:#?}", counts.failures);
+    eprintln!(
+        "{:?} answers meanwhile, none of them an error",
+        counts.fresh.values().chain(counts.kept.values()).sum::<usize>()
+    );
+}
+
+/// The commands for deleting a ModelDeployment that NOTES gives for after the uninstall.
+fn commands(world: &World) -> Vec<String> {
+    let notes = helm(world, &["get", "notes", "palisade"]);
+    let last = notes.split("Nobody answers a deletion").nth(1).expect("NOTES speak of deletion");
+    let lines = last.lines().map(str::trim).filter(|line| line.starts_with("kubectl "));
+    lines.map(|line| line.replace("NAMESPACE", SHOP).replace("NAME", "kept")).collect()
+}
+
+pub async fn an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else(world: &'static World) {
+    let commands = commands(world);
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    let traffic = Traffic::start(&address(world, "iris"), 1);
+    helm(world, &["uninstall", "palisade", "--wait", "--timeout", "120s"]);
+    let kinds = "deployments,statefulsets,jobs,pods,services,configmaps,secrets,serviceaccounts,roles,rolebindings,clusterroles,\
+                 clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings,poddisruptionbudgets,\
+                 networkpolicies,leases,customresourcedefinitions";
+    let gone = || async {
+        let left = world.get(&[kinds, "-A", "-l", "app.kubernetes.io/instance=palisade"]);
+        let left = left["items"].as_array().expect("a list").iter();
+        let left: Vec<String> = left.map(|object| format!("{} {}", object["kind"], name(object))).collect();
+        let expected = ["\"CustomResourceDefinition\" modeldeployments.palisade.dev"];
+        if left == expected { Ok(()) } else { Err(left.join(", ")) }
+    };
+    world.until("nothing is left but the CRD", gone).await;
+    // What has no label of the release: by name.
+    let all = world.kubectl(&["get", kinds, "-A", "-o", "name"]);
+    let ours: Vec<&str> = all.lines().filter(|line| line.contains("palisade")).collect();
+    assert_eq!(
+        ours,
+        ["configmap/palisade-epoch", "customresourcedefinition.apiextensions.k8s.io/modeldeployments.palisade.dev"],
+        "what is left"
+    );
+    world.kubectl(&["get", "mdep", "-n", SHOP, "iris", "kept"]);
+    traffic.flows().await;
+    // As NOTES say: deleting one is not stuck, and takes what it served along.
+    for command in &commands {
+        world.shell(command);
+    }
+    let deleted = || async {
+        let left = world.kubectl(&["get", "mdep,deployments,pods", "-n", SHOP, "-o", "name"]);
+        if left.contains("kept") { Err(left) } else { Ok(()) }
+    };
+    let took = world.until("the ModelDeployment and its pods are gone", deleted).await;
+    eprintln!("deleted without Palisade, by the commands of NOTES, in {:.1} s", took.as_secs_f64());
+    let counts = traffic.end().await;
+    assert!(counts.failures.is_empty(), "requests failed meanwhile: {:#?}", counts.failures);
+}
+
+/// Installed again beside its ModelDeployments, for one namespace; and another release for another one, with a throwaway
+/// Postgres. Each looks after its own.
+pub async fn two_releases_beside_each_other_look_after_their_own(world: &'static World) {
+    let image = "image.repository=localhost/palisade,image.tag=failpoints";
+    helm(
+        world,
+        &[
+            "install",
+            "palisade",
+            "charts/palisade",
+            "--set",
+            image,
+            "--set",
+            "watchNamespace=shop",
+            "--set",
+            "database.existingSecret=database,database.tls.caSecret.name=database-ca",
+            "--wait",
+            "--timeout",
+            "180s",
+        ],
+    );
+    for namespace in ["second-system", "second-shop"] {
+        world.kubectl(&["create", "namespace", namespace]);
+    }
+    let throwaway = "postgres.enabled=true,postgres.image=localhost/postgres:15,postgres.persistence.enabled=false";
+    world.helm(&[
+        "install",
+        "second",
+        "charts/palisade",
+        "--namespace",
+        "second-system",
+        "--set",
+        image,
+        "--set",
+        "crds.enabled=false,watchNamespace=second-shop",
+        "--set",
+        throwaway,
+        "--wait",
+        "--timeout",
+        "180s",
+    ]);
+    for (release, namespace) in [("palisade", SYSTEM), ("second", "second-system")] {
+        world.helm(&["test", release, "--namespace", namespace, "--timeout", "120s"]);
+    }
+    let policies = world.kubectl(&["get", "validatingadmissionpolicies", "-o", "name"]);
+    for policy in ["palisade-fence", "second-palisade-fence"] {
+        assert!(policies.lines().any(|line| line.ends_with(&format!("/{policy}"))), "no {policy}: {policies}");
+    }
+    second_serves(world).await;
+    works(world, "iris").await;
+    world.helm(&["uninstall", "second", "--namespace", "second-system", "--wait", "--timeout", "120s"]);
+    works(world, "iris").await;
+}
+
+/// Its registry is reached by its own Secret, from a pod of its own image.
+async fn second_serves(world: &World) {
+    let job = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "register", "namespace": "second-system"},
+        "spec": {"restartPolicy": "Never", "containers": [{
+            "name": "register", "image": super::world::PALISADE, "imagePullPolicy": "IfNotPresent",
+            "args": ["model", "register", "small", "--source", "s3://models/small", "--digest", format!("sha256:{}", "0".repeat(64))],
+            "env": [{"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": {"name": "second-palisade-postgres", "key": "registry-url"}}}],
+        }]},
+    });
+    world.apply(&[job]);
+    world.kubectl(&[
+        "-n",
+        "second-system",
+        "wait",
+        "--for=jsonpath={.status.phase}=Succeeded",
+        "--timeout=120s",
+        "pod/register",
+    ]);
+    let mut object: Value = world.small("theirs", 1);
+    object["metadata"]["namespace"] = "second-shop".into();
+    world.apply(&[object]);
+    world.kubectl(&["-n", "second-shop", "wait", "--for=condition=Ready", "--timeout=120s", "mdep/theirs"]);
+    world.kubectl(&["-n", "second-shop", "delete", "mdep", "theirs", "--timeout=120s"]);
+}
