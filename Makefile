@@ -1,10 +1,10 @@
 # The commands of this repository; `make` alone lists them. Each is a script in
 # hack/, which also explains the environment variables that it honours.
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test bench image lint fmt
+.PHONY: help dev demo test e2e bench image lint fmt
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "What is built or downloaded is kept in $${PALISADE_CACHE:-$${XDG_CACHE_HOME:-~/.cache}/palisade}; PALISADE_CACHE chooses another place."
 
@@ -16,6 +16,9 @@ demo: ## A paused worker wakes up and is refused; needs no cluster (ARGS="--unfe
 
 test: ## All tests, with Postgres and Kubernetes of their own (ARGS="NAME" for some)
 	@hack/test.sh $(ARGS)
+
+e2e: ## The chart on a real node: real pods, a model server, failures; as root on Debian (ARGS="NAME", ARGS=--short, ARGS=--list)
+	@hack/e2e.sh $(ARGS)
 
 bench: ## What it costs, beside what people use instead (ARGS="--quick", ARGS="--only NAME", ARGS=--update-docs)
 	@hack/bench.sh $(ARGS)

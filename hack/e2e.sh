@@ -48,7 +48,9 @@ host    all all 127.0.0.1/32 trust
 hostssl all all 10.244.0.0/24 scram-sha-256
 HBA
   chmod 644 "$RUN/pg_hba.conf"
-  # 15 is Debian's, with OpenSSL. The history of a story needs the time of each commit.
+  # 15 is Debian's, with OpenSSL. The history of a story needs the time of each commit, and
+  # the doctor wants fsync.
+  export PALISADE_PG_FSYNC=on
   export PALISADE_PG_VERSION=15
   PALISADE_PG_ARGS="-c listen_addresses=* -c ssl=on -c ssl_cert_file=$dir/server.crt -c ssl_key_file=$dir/server.key"
   export PALISADE_PG_ARGS+=" -c hba_file=$RUN/pg_hba.conf -c track_commit_timestamp=on"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # hack/test.sh [ARGS of cargo test]: all tests; without ARGS, then those of the
 # database once more on each other supported version of Postgres, unless
-# PALISADE_PG_VERSION or PALISADE_PG_BIN names one. They start the Postgres and the
+# PALISADE_PG_VERSION or PALISADE_PG_BIN names one, and those on a real node. They start the Postgres and the
 # Kubernetes that they need by hack/postgres.sh and hack/cluster.sh; here we only
 # see to it that the programs are there, so that no test's time limit has to
 # cover a build, and that nothing runs on afterwards.
@@ -54,4 +54,15 @@ if (($# == 0)) && [[ -z ${PALISADE_PG_VERSION:-}${PALISADE_PG_BIN:-} ]]; then
     cargo test --features failpoints --locked --test sql --test sdk --test failover --test attacks -- \
       --skip broken_rules --skip mutation --skip attacks::matrix --skip attacks::others --skip attacks::rights
   done
+fi
+
+# On a real node, in a short form; `make e2e` has all of it.
+if (($# == 0)); then
+  status=0
+  "$REPO/hack/e2e.sh" --short || status=$?
+  case $status in
+    0) ;;
+    77) say "e2e: skipped, for the reason above; make e2e runs it where it can" ;;
+    *) exit "$status" ;;
+  esac
 fi
