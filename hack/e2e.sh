@@ -20,7 +20,10 @@ clean_up() {
   hack/node.sh stop "$RUN/node"
   case $status in
     0 | 130 | 143) rm -rf "$RUN" ;;
-    *) say "what it left, logs among it, is in $RUN" ;;
+    *)
+      rm -rf "$RUN/node/containerd" # the images, unpacked
+      say "what it left, logs among it, is in $RUN"
+      ;;
   esac
   say "e2e: $( ((status == 0)) && echo passed || echo "failed (exit code $status)") in $((SECONDS / 60)) min $((SECONDS % 60)) s"
   exit "$status"
@@ -84,7 +87,7 @@ main() {
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
   certificates
-  hack/node.sh start "$RUN/node" --parent $$ >/dev/null
+  hack/node.sh start "$RUN/node" --parent $$ --remove >/dev/null
   import "$palisade" "$mlserver" "$postgres"
   mkdir -m 777 "$RUN/tmp"
   PALISADE_E2E_DIR=$RUN PALISADE_E2E_HELM=$helm PALISADE_E2E_MODELS=${mlserver%.tar}.models \
