@@ -86,6 +86,7 @@ async fn tell(world: &'static World, story: &Story) -> bool {
     eprintln!("story {} ... {verdict} ({:.0} s)", story.name, began.elapsed().as_secs_f64());
     if !passed {
         world.describe();
+        world.tidy();
     }
     passed
 }

@@ -106,8 +106,10 @@ pub async fn a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_ref
     );
     eprintln!("refused: {refused} by the registry, {denied} by the cluster; sessions before: {}", sessions.len());
     let registry_writes = POINTS.iter().filter(|point| point.contains("record_")).count();
+    // What was to be marked for deletion has been deleted since: of that, only the registry can say who owns it.
+    let cluster_writes = POINTS.iter().filter(|point| !point.contains("record_") && !point.contains("/mark/")).count();
     assert!(refused >= registry_writes as i64, "the registry refused {refused} of {registry_writes} writes");
-    assert!(denied as usize >= POINTS.len() - registry_writes, "the cluster refused {denied} writes");
+    assert!(denied as usize >= cluster_writes, "the cluster refused {denied} of {cluster_writes} writes");
     let told = world.palisade("postgres", &["history", &format!("{SHOP}/small-1")]);
     assert!(told.contains("takeover") && told.contains("rejected: stale"), "the history does not tell of it: {told}");
     eprintln!("{told}");

@@ -223,7 +223,6 @@ impl World {
             "spec": {
                 "model": {"name": model, "version": version},
                 "service": {"port": 8080},
-                "strategy": {"drainSeconds": 3},
                 "template": {"spec": {
                     "securityContext": {"runAsNonRoot": true, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
                     "initContainers": [{
@@ -385,6 +384,18 @@ impl World {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let lines: Vec<&str> = text.lines().collect();
             eprintln!("--- kubectl {}\n{}", args.join(" "), lines[lines.len().saturating_sub(60)..].join("\n"));
+        }
+    }
+
+    /// What a story that failed has left behind must not trouble the next one.
+    pub fn tidy(&self) {
+        let two_workers = ["-n", SYSTEM, "scale", "deployment/palisade-worker", "--replicas=2"];
+        self.try_kubectl(&two_workers);
+        self.try_kubectl(&["-n", SYSTEM, "delete", "pods", "-l", "story", "--force", "--grace-period=0"]);
+        let all =
+            String::from_utf8(self.try_kubectl(&["-n", SHOP, "get", "mdep", "-o", "name"]).stdout).expect("names");
+        for object in all.lines().filter(|object| !object.ends_with("/iris")) {
+            self.try_kubectl(&["-n", SHOP, "delete", object, "--timeout=60s"]);
         }
     }
 
