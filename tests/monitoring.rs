@@ -195,6 +195,7 @@ async fn each_query_of_the_dashboard_and_each_metric_of_an_alert_is_answered_by_
             let text = |key: &str| alert[key].as_str().expect("a text").to_owned();
             // Whether the condition holds is promtool's business; here, whether there is anything it could hold for.
             let expr = text("expr");
+            let expr = expr.split(" unless ").next().unwrap_or(&expr);
             let end = expr.rfind([')', '}']).expect("a selector") + 1;
             (text("alert"), expr[..end].to_owned())
         });

@@ -114,6 +114,8 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
         context.settings.watch_namespace.as_deref(),
     );
     let looks = looks(Arc::clone(&context), triggers, stop.clone());
+    // Said from the start: one that never led does not lead.
+    context.metrics.leads(false);
     tokio::join!(
         allocator.keep(keeping, stop.clone()),
         alarm::alarm(Arc::clone(&context), stop.clone()),
