@@ -16,7 +16,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::history::*;
+use super::history::{
+    Alias, Call, Deployment, Event, Grant, Granted, Micros, Operation, Plan, Refusal, Registry, Revision, Session,
+    assemble, parse,
+};
 use crate::support::postgres::Conn;
 
 // ---------------------------------------------------------------- the cluster

@@ -116,7 +116,9 @@ impl World {
     fn run(&self, program: &Path, args: &[&str], input: Option<&str>) -> Output {
         let mut command = Command::new(program);
         command.args(args).env("KUBECONFIG", self.dir.join("node/cluster/kubeconfig")).current_dir(root());
-        command.env("HOME", self.dir.join("tmp"));
+        for name in ["KUBECACHEDIR", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(name, self.dir.join("tmp").join(name));
+        }
         command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         if let Some(input) = input {
