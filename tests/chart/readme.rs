@@ -54,11 +54,12 @@ Controller, workers, admission policies, accounts with their rights, the CRD, an
 the first day, step by step: [docs/install.md](../../docs/install.md).
 
 ```sh
-helm install palisade charts/palisade --namespace palisade-system --create-namespace --set database.existingSecret=palisade-database
+helm install palisade charts/palisade --namespace palisade-system --create-namespace --wait --timeout 10m \\
+  --set image.repository=registry.example/palisade,image.tag=0.1.0 --set database.existingSecret=palisade-database
 helm test palisade --namespace palisade-system
 ```
 
-It needs Helm 3.18 or newer, Kubernetes 1.33 or newer, and Postgres 15 or newer. The values below are checked: one that is misspelled or
+No image is published: docs/install.md says how to build and push it. It needs Helm 3.18 or newer, Kubernetes 1.33 or newer, and Postgres 15 or newer. The values below are checked: one that is misspelled or
 cannot be meant is refused before anything is installed.
 
 | value | default | what it is |
