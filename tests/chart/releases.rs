@@ -77,16 +77,21 @@ async fn a_release_is_installed_upgraded_rolled_back_uninstalled_and_installed_a
         let list = jobs.list(&ListParams::default()).await.expect("a list");
         list.items.into_iter().filter_map(|job| job.metadata.name).collect::<Vec<_>>()
     };
-    assert_eq!(names().await, ["palisade-migrate-1"]);
+    let job_of = |revision: &str, names: &[String]| {
+        assert!(names.len() == 1 && names[0].starts_with(&format!("palisade-migrate-{revision}-")), "{names:?}");
+    };
+    job_of("1", &names().await);
     let chart = chart();
     let chart = chart.to_str().expect("UTF-8");
     ok(run(
         &cluster,
         &["upgrade", "palisade", chart, "--namespace", ns, "--set", DATABASE, "--set", "worker.replicas=3"],
     ));
-    assert_eq!(names().await, ["palisade-migrate-2"], "each revision migrates, and the job before it is gone");
+    // Each revision migrates, and the job before it is gone.
+    job_of("2", &names().await);
     ok(run(&cluster, &["rollback", "palisade", "1", "--namespace", ns]));
-    assert_eq!(names().await, ["palisade-migrate-1"], "the older program runs its own");
+    // The older program runs its own.
+    job_of("1", &names().await);
 
     ok(run(&cluster, &["uninstall", "palisade", "--namespace", ns, "--wait"]));
     // What it leaves: the CRD and with it the ModelDeployments; the epoch object, which was never the release's.
@@ -97,7 +102,17 @@ async fn a_release_is_installed_upgraded_rolled_back_uninstalled_and_installed_a
     assert!(epochs.get_opt(manifests::EPOCH_OBJECT).await.expect("an answer").is_some());
     kubectl(&cluster, &["get", "mdep", "churn", "-n", ns]);
 
-    // The release that comes back takes its CRD back.
+    // Another release leaves the CRD alone, or takes it over; the one that comes back, too.
+    refused(install(&cluster, "other-palisade", ns, &[]), "invalid ownership metadata");
+    for (release, more) in [
+        ("other-palisade", "--set=crds.enabled=false"),
+        ("other-palisade", "--take-ownership"),
+        ("palisade", "--take-ownership"),
+    ] {
+        ok(install(&cluster, release, ns, &[more]));
+        ok(run(&cluster, &["uninstall", release, "--namespace", ns, "--wait"]));
+    }
+    // And takes its CRD back without being told.
     ok(install(&cluster, "palisade", ns, &[]));
     ok(run(&cluster, &["uninstall", "palisade", "--namespace", ns, "--wait"]));
 

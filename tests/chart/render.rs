@@ -76,7 +76,7 @@ const DATABASE: &str = "database.existingSecret=palisade-database";
 #[test]
 fn values_that_cannot_be_meant_are_refused_with_their_place() {
     for (set, says) in [
-        ("worker.replicas=0", "at '/worker/replicas': minimum: got 0, want 1"),
+        ("worker.replicas=-1", "at '/worker/replicas': minimum: got -1, want 0"),
         ("worker.replicas=two", "at '/worker/replicas': got string, want integer"),
         ("worker.replica=2", "at '/worker': additional properties 'replica' not allowed"),
         ("workers.replicas=2", "additional properties 'workers' not allowed"),
@@ -85,6 +85,15 @@ fn values_that_cannot_be_meant_are_refused_with_their_place() {
         ("watchNamespace=Team_A", "at '/watchNamespace': 'Team_A' does not match pattern"),
         ("worker.ttl=10", "at '/worker/ttl': got number, want string"),
         ("worker.ttl=soon", "at '/worker/ttl': 'soon' does not match pattern"),
+        ("worker.ttl=0s", "at '/worker/ttl': '0s' does not match pattern '[1-9]'"),
+        ("controller.keep.events=0d", "at '/controller/keep/events': '0d' does not match pattern"),
+        ("watchNamespace=kube-system", "watchNamespace is \"kube-system\""),
+        ("worker.drain=45s", "worker.drain is 45s, and worker.terminationGracePeriodSeconds 45"),
+        ("worker.ttl=1m", "worker.ttl is 1m, and worker.livenessProbe ends a paused pod after 60 seconds"),
+        ("controller.ttl=1m1ms", "controller.ttl is 1m1ms"),
+        ("commonLabels.app\\.kubernetes\\.io/name=x", "invalid propertyName 'app.kubernetes.io/name'"),
+        ("worker.podLabels.app\\.kubernetes\\.io/component=x", "invalid propertyName 'app.kubernetes.io/component'"),
+        ("migration.podLabels.helm\\.sh/chart=x", "invalid propertyName 'helm.sh/chart'"),
         ("controller.keep.ledger=1 week", "at '/controller/keep/ledger'"),
         ("image.pullPolicy=Sometimes", "at '/image/pullPolicy': value must be one of"),
         ("image.digest=sha256:12", "at '/image/digest'"),
@@ -100,6 +109,82 @@ fn values_that_cannot_be_meant_are_refused_with_their_place() {
         let ran = template("palisade", "palisade-system", &["--set", DATABASE, "--set", set]);
         assert!(!ran.ok && ran.err.contains(says), "{set}: {}", ran.err);
     }
+}
+
+#[test]
+fn what_can_just_be_meant_is_rendered() {
+    for set in [
+        "worker.replicas=0",
+        "controller.replicas=0",
+        "worker.drain=44s999ms",
+        "worker.ttl=59s",
+        "worker.ttl=1m,worker.livenessProbe.failureThreshold=7",
+        "enabled=true",
+        "watchNamespace=kubernetes",
+        "commonLabels.kubernetes\\.io/x=y",
+    ] {
+        objects("palisade", "palisade-system", &["--set", DATABASE, "--set", set]);
+    }
+}
+
+#[test]
+fn a_name_that_the_throwaway_postgres_cannot_have_is_refused() {
+    let release = |length: usize| {
+        let name = format!("palisade-{}", "x".repeat(length - "palisade-".len()));
+        template(&name, "palisade-system", &["--set", "postgres.enabled=true"])
+    };
+    let ran = release(44);
+    assert!(!ran.ok && ran.err.contains("at most 43 characters"), "{}", ran.err);
+    assert!(release(43).ok);
+}
+
+/// Where manifests are applied without Helm, each is revision 1, and a Job cannot be changed.
+#[test]
+fn another_pod_of_the_migration_is_another_job() {
+    let job = |set: &str| {
+        let objects = objects("palisade", "palisade-system", &["--set", DATABASE, "--set", set]);
+        objects.into_iter().find(|object| object["kind"] == "Job").map(|job| name_of(&job)).expect("the Job")
+    };
+    assert_ne!(job("image.tag=a"), job("image.tag=b"));
+    assert_ne!(job("image.tag=a"), job("image.tag=a,migration.podLabels.x=y"));
+    assert_eq!(job("image.tag=a,worker.replicas=3"), job("image.tag=a"));
+}
+
+#[test]
+fn a_given_label_selector_spreads_by_that_one_alone() {
+    let objects = objects("palisade", "palisade-system", &["--values", full().to_str().expect("UTF-8")]);
+    let spread = |object: &&Value| object.pointer("/spec/template/spec/topologySpreadConstraints").is_some();
+    let found: Vec<_> = objects.iter().filter(spread).collect();
+    assert_eq!(found.len(), 2);
+    for object in found {
+        let constraint = &object["spec"]["template"]["spec"]["topologySpreadConstraints"][0];
+        assert_eq!(constraint["labelSelector"], serde_json::json!({"matchLabels": {"tier": "control"}}));
+    }
+}
+
+/// Where the nodes are tainted, a pod that cannot tolerate that never runs.
+#[test]
+fn every_pod_takes_what_is_said_of_where_it_runs() {
+    let mut seen = 0;
+    for object in objects("palisade", "palisade-system", &["--values", full().to_str().expect("UTF-8")]) {
+        let pod = if object["kind"] == "Pod" { &object } else { &object["spec"]["template"] };
+        if !pod["spec"]["containers"].is_array() {
+            continue;
+        }
+        let name = name_of(&object);
+        for field in ["nodeSelector", "tolerations", "affinity"] {
+            assert!(!pod["spec"][field].is_null(), "{name} has no {field}");
+        }
+        assert!(pod["metadata"]["labels"]["tier"].is_string(), "{name}");
+        let notes = pod["metadata"]["annotations"].as_object().expect("annotations");
+        assert!(notes.keys().any(|key| key.starts_with("example.com/")), "{name}: {notes:?}");
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
+}
+
+fn full() -> PathBuf {
+    chart().join("ci/full-values.yaml")
 }
 
 #[test]
@@ -123,7 +208,7 @@ fn names_begin_with_the_release_and_fit() {
     assert_eq!(longest.len(), 53);
     let names = names(longest);
     assert!(names.iter().all(|name| name.len() <= 63 + "-fence-epoch-object".len()), "{names:?}");
-    let job = names.iter().find(|name| name.ends_with("-migrate-1")).expect("the Job");
+    let job = names.iter().find(|name| name.contains("-migrate-1-")).expect("the Job");
     // A pod's label has its name.
     assert!(job.len() + "000".len() <= 63, "{job}");
 }

@@ -22,6 +22,32 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
+{{/* (list root component values): a pod's labels, with those of the values. The schema keeps the chart's own keys out of these. */}}
+{{- define "palisade.podLabels" -}}
+{{- $labels := fromYaml (include "palisade.labels" (index . 0)) -}}
+{{- $labels = mergeOverwrite $labels (default dict (index . 2).podLabels) -}}
+{{- toYaml (set $labels "app.kubernetes.io/component" (index . 1)) -}}
+{{- end -}}
+
+{{/* Where pods of these values run. */}}
+{{- define "palisade.scheduling" -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "priorityClassName" }}
+{{- with index $ $key }}
+{{ toYaml (dict $key .) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A time such as 1m30s, in milliseconds. */}}
+{{- define "palisade.milliseconds" -}}
+{{- $sum := 0 -}}
+{{- range regexFindAll "[0-9]+(ms|s|m|h)" . -1 -}}
+{{- $unit := regexFind "[a-z]+" . -}}
+{{- $sum = add $sum (mul (regexFind "[0-9]+" . | int64) (index (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit)) -}}
+{{- end -}}
+{{- $sum -}}
+{{- end -}}
+
 {{/* (list root component): what a Deployment's pods are found by. */}}
 {{- define "palisade.selector" -}}
 app.kubernetes.io/name: palisade
