@@ -70,8 +70,8 @@ fn stories() -> Vec<Story> {
         frozen::a_frozen_worker_that_its_probe_kills_is_replaced,
         faults::all_are_ready_after_kubelet_worker_controller_postgres_and_api_server_failed,
         lifecycle::an_upgrade_from_an_older_chart_and_a_rollback_keep_what_serves,
-        lifecycle::an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else,
         lifecycle::two_releases_beside_each_other_look_after_their_own,
+        lifecycle::an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else,
     ]
     .into()
 }
