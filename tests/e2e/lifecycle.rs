@@ -168,6 +168,7 @@ pub async fn two_releases_beside_each_other_look_after_their_own(world: &'static
     second_serves(world).await;
     works(world, "iris").await;
     world.helm(&["uninstall", "second", "--namespace", "second-system", "--wait", "--timeout", "120s"]);
+    world.kubectl(&["delete", "namespace", "second-system", "second-shop", "--timeout=120s"]);
     works(world, "iris").await;
 }
 
