@@ -8,7 +8,8 @@
 #   hack/e2e.sh NAME         those with NAME in their name, and what they need before
 #   hack/e2e.sh --list       what there is
 #
-# Exit code 77, with the reason, where no node can run.
+# Exit code 77, with the reason, where no node can run, or where KUBECONFIG names another
+# cluster: the stories cannot be told there.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -71,6 +72,11 @@ import() {
 main() {
   local test palisade mlserver postgres helm
   need cargo "the stories are a test of it"
+  need openssl "it makes the certificates of Postgres"
+  if [[ -n ${KUBECONFIG:-} ]]; then
+    say "KUBECONFIG names a cluster of yours, and the stories stop kubelets, freeze processes and import images: they need a node of their own; unset it"
+    exit 77
+  fi
   hack/node.sh check
   PALISADE_PG_VERSION=15 hack/postgres.sh ensure
   cargo test --features failpoints --locked --test e2e --no-run >&2
