@@ -4,7 +4,7 @@
 # chart and tell its stories, and takes everything down, however it ends.
 #
 #   hack/e2e.sh              all stories
-#   hack/e2e.sh --short      those that `make test` runs as well
+#   hack/e2e.sh --short      the most telling ones
 #   hack/e2e.sh NAME         those with NAME in their name, and what they need before
 #   hack/e2e.sh --list       what there is
 #

@@ -56,14 +56,3 @@ if (($# == 0)) && [[ -z ${PALISADE_PG_VERSION:-}${PALISADE_PG_BIN:-} ]]; then
       --skip broken_rules --skip mutation --skip attacks::matrix --skip attacks::others --skip attacks::rights
   done
 fi
-
-# On a real node, in a short form; `make e2e` has all of it.
-if (($# == 0)); then
-  status=0
-  "$REPO/hack/e2e.sh" --short || status=$?
-  case $status in
-    0) ;;
-    77) say "e2e: skipped, for the reason above; make e2e runs it where it can" ;;
-    *) exit "$status" ;;
-  esac
-fi

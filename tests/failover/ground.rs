@@ -25,6 +25,9 @@ static ROOM: Semaphore = Semaphore::const_new(3);
 
 pub struct Ground {
     pub cluster: &'static Cluster,
+    /// Where the epoch object is.
+    pub system: String,
+    /// Where the ModelDeployment is.
     pub namespace: String,
     pub admin: Client,
     pub crs: Api<ModelDeployment>,
@@ -41,26 +44,33 @@ impl Ground {
         let room = ROOM.acquire().await.expect("never closed");
         let cluster = tokio::task::spawn_blocking(Cluster::shared).await.expect("a cluster");
         let namespace = cluster.namespace(prefix).await;
-        Ground::within(room, cluster, namespace).await
+        Ground::within(room, cluster, namespace.clone(), namespace).await
     }
 
-    /// In Palisade's own namespace, whose epoch object the policies read. For one story only.
+    /// Its epoch object is the one that the policies read, in Palisade's own namespace, where no worker may write. For one
+    /// story only.
     pub async fn of_the_policies() -> Ground {
         let room = ROOM.acquire().await.expect("never closed");
         let cluster = tokio::task::spawn_blocking(Cluster::shared).await.expect("a cluster");
         rights(cluster).await;
-        Ground::within(room, cluster, manifests::SYSTEM_NAMESPACE.to_owned()).await
+        let namespace = cluster.namespace("policies").await;
+        Ground::within(room, cluster, manifests::SYSTEM_NAMESPACE.to_owned(), namespace).await
     }
 
-    async fn within(room: SemaphorePermit<'static>, cluster: &'static Cluster, namespace: String) -> Ground {
+    async fn within(
+        room: SemaphorePermit<'static>,
+        cluster: &'static Cluster,
+        system: String,
+        namespace: String,
+    ) -> Ground {
         let kubeconfig = rights(cluster).await;
-        grant_epoch_object(cluster, &namespace).await;
+        grant_epoch_object(cluster, &system).await;
         let admin = cluster.admin().await;
         let crs: Api<ModelDeployment> = api(&admin, &namespace);
         let (follower, statuses) = follow(crs.clone());
         let logs = tempfile::tempdir().expect("a folder");
         let history = History::default();
-        Ground { cluster, namespace, admin, crs, history, kubeconfig, logs, statuses, follower, _room: room }
+        Ground { cluster, system, namespace, admin, crs, history, kubeconfig, logs, statuses, follower, _room: room }
     }
 
     /// The deployment that all of them are about.
@@ -73,7 +83,7 @@ impl Ground {
         command
             .env("DATABASE_URL", url)
             .env("KUBECONFIG", &self.kubeconfig)
-            .env("PALISADE_NAMESPACE", &self.namespace)
+            .env("PALISADE_NAMESPACE", &self.system)
             .env("PALISADE_WATCH_NAMESPACE", &self.namespace)
             .env("PALISADE_LOG", "palisade=debug");
         command
@@ -126,11 +136,11 @@ impl Ground {
 
     pub fn allocator(&self, url: &str) -> Allocator {
         let store = Store::new(&StoreConfig::new(url, "test")).expect("a store");
-        Allocator::new(store, self.admin.clone(), &self.namespace, Some(&self.namespace))
+        Allocator::new(store, self.admin.clone(), &self.system, Some(&self.namespace))
     }
 
     pub fn epoch_objects(&self) -> Api<ConfigMap> {
-        api(&self.admin, &self.namespace)
+        api(&self.admin, &self.system)
     }
 
     /// The object's data.
