@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # hack/test.sh [ARGS of cargo test]: all tests; without ARGS, then those of the
 # database once more on each other supported version of Postgres, unless
-# PALISADE_PG_VERSION or PALISADE_PG_BIN names one, and some on a real node, if
-# one can run here. They start the Postgres and the Kubernetes that they need by
-# hack/postgres.sh, hack/cluster.sh and hack/node.sh; here we only see to it that
-# the programs are there, so that no test's time limit has to cover a build, and
-# that nothing runs on afterwards.
+# PALISADE_PG_VERSION or PALISADE_PG_BIN names one. They start the Postgres and the
+# Kubernetes that they need by hack/postgres.sh and hack/cluster.sh; here we only
+# see to it that the programs are there, so that no test's time limit has to cover a
+# build, and that nothing runs on afterwards. On a real node: hack/e2e.sh.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -44,7 +44,7 @@ use e2e::{faults, frozen, install, lifecycle, predictions};
 
 type Telling = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What happens, and whether `make test` tells it as well; the first one is told whatever is asked for.
+/// What happens, and whether it is of the short form; the first one is told whatever is asked for.
 struct Story {
     name: &'static str,
     short: bool,
