@@ -29,10 +29,12 @@ main() {
     if [[ ! -x $target/usr/bin/promtool ]]; then
       WORK=$(mktemp -d "$CACHE/tools/.prometheus.XXXXXX")
       trap 'rm -rf "$WORK"' EXIT
-      if ((EUID == 0)) && ! apt-cache show prometheus >/dev/null 2>&1; then
+      # There may be no list of packages yet, or one that is too old to be of use.
+      if ! with_progress "unpacking Debian's prometheus" "$log" unpack "$WORK"; then
+        ((EUID == 0)) || die "apt-get cannot download prometheus: run apt-get update as root, or install prometheus"
         with_progress "updating the list of packages" "$log" apt-get update -q
+        with_progress "unpacking Debian's prometheus, again" "$log" unpack "$WORK"
       fi
-      with_progress "unpacking Debian's prometheus" "$log" unpack "$WORK"
       rm -rf "$target"
       mv -T "$WORK" "$target"
       trap - EXIT

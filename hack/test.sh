@@ -34,6 +34,8 @@ need cargo "the tests are built by it"
 "$REPO/hack/postgres.sh" ensure
 "$REPO/hack/binaries.sh" >/dev/null
 "$REPO/hack/python.sh" >/dev/null
+"$REPO/hack/helm.sh" >/dev/null
+"$REPO/hack/prometheus.sh" >/dev/null
 # The tests' folders lie in one place that user postgres can reach, to be found
 # when one of them has to be cleaned up.
 RUN=$(mktemp -d "${TMPDIR:-/tmp}/palisade-test.XXXXXX")
