@@ -14,14 +14,14 @@
 
 mod support;
 
-// The rules of a history, as tests/chaos.rs has them; a part of them is used here.
-#[allow(dead_code)]
+// The rules of a history, as tests/chaos.rs has them.
+#[allow(dead_code, reason = "a part of it is used here")]
 #[path = "chaos/history.rs"]
 mod history;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "a part of it is used here")]
 #[path = "chaos/observe.rs"]
 mod observe;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "a part of it is used here")]
 #[path = "chaos/rules.rs"]
 mod rules;
 
