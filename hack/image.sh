@@ -50,15 +50,13 @@ ensure_buildah() {
 
 # build: sets BINARY.
 build() {
-  need cargo "it builds palisade"
-  cd "$REPO"
   if [[ $TAG == failpoints ]]; then
-    cargo build --locked --bin palisade --features failpoints >&2
-    BINARY=$CARGO_TARGET_DIR/debug/palisade
-  else
-    cargo build --locked --bin palisade --release >&2
-    BINARY=$CARGO_TARGET_DIR/release/palisade
+    BINARY=$(build_palisade)
+    return
   fi
+  need cargo "it builds palisade"
+  (cd "$REPO" && cargo build --locked --bin palisade --release) >&2
+  BINARY=$CARGO_TARGET_DIR/release/palisade
 }
 
 # describe: sets VERSION, REVISION and EPOCH.

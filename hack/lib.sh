@@ -170,11 +170,13 @@ free_port() {
 # listening PORT [HOST]: whether somebody accepts connections there.
 listening() { (exec 3<>"/dev/tcp/${2:-127.0.0.1}/$1") 2>/dev/null; }
 
-# build_palisade: builds the program and prints its path. cargo shows its own
-# progress on stderr; what is built already takes no time.
+# build_palisade: builds the program for a developer and prints its path. cargo shows
+# its own progress on stderr; what is built already takes no time. With the feature of
+# the tests: both builds lie at the same path, and one without it, made while tests run,
+# would take their program from under them. What people get is a release build.
 build_palisade() {
   need cargo "it builds palisade"
-  (cd "$REPO" && cargo build --locked --bin palisade) >&2
+  (cd "$REPO" && cargo build --locked --bin palisade --features failpoints) >&2
   echo "$CARGO_TARGET_DIR/debug/palisade"
 }
 
