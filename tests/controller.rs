@@ -8,6 +8,8 @@
 
 mod support;
 
+#[path = "controller/cut.rs"]
+mod cut;
 #[path = "controller/deletion.rs"]
 mod deletion;
 #[path = "controller/epoch.rs"]

@@ -45,8 +45,12 @@ pub(super) fn modeldeployments(
                 // Usually its plan is gone already; without a finalizer it is not.
                 context.sweep_hint.notify_one();
             }
-            Ok(_) => {}
-            Err(error) => context.readiness.not_ready("cluster", error.to_string()),
+            // A watch that breaks goes on by itself where it was, and no event says when it does. Whether the API server
+            // can be reached at all, whoever keeps the epoch finds out.
+            Err(error @ (watcher::Error::InitialListFailed(_) | watcher::Error::NoResourceVersion)) => {
+                context.readiness.not_ready("cluster", error.to_string());
+            }
+            Ok(_) | Err(_) => {}
         })
         .filter_map(|event| async {
             match event {

@@ -1,5 +1,6 @@
 //! A namespace and a database of its own for each test, replicas of the controller in it, and the test in the worker's place.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::support::world::digest;
 pub const TTL: Duration = Duration::from_secs(3);
 /// The controller's account, as the API server names it.
 const ACCOUNT: &str = "system:serviceaccount:palisade-system:palisade-controller";
+const GROUPS: &[&str] = &["system:serviceaccounts", "system:authenticated"];
 
 /// Where a test happens. Its namespace is also Palisade's own.
 pub struct Stage {
@@ -102,6 +104,19 @@ impl Stage {
     }
 
     pub async fn replica_with(&self, name: &str, url: &str, retention: Retention) -> Replica {
+        let client = self.cluster.client_as(ACCOUNT, GROUPS).await;
+        self.replica_by(name, url, retention, client)
+    }
+
+    /// A replica that talks to the API server at this address.
+    pub async fn replica_through(&self, name: &str, address: SocketAddr) -> Replica {
+        let mut config = self.cluster.config_as(ACCOUNT, GROUPS).await;
+        config.cluster_url = format!("https://{address}").parse().expect("a URL");
+        let client = Client::try_from(config).expect("a client");
+        self.replica_by(name, &self.db.url_as("controller_login"), Retention::default(), client)
+    }
+
+    fn replica_by(&self, name: &str, url: &str, retention: Retention, client: Client) -> Replica {
         let config = StoreConfig { timeout: Duration::from_secs(1), ..StoreConfig::new(url, name) };
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
@@ -114,7 +129,7 @@ impl Stage {
                 retention,
             },
             store: Store::new(&config).expect("a store"),
-            client: self.cluster.client_as(ACCOUNT, &["system:serviceaccounts", "system:authenticated"]).await,
+            client,
             metrics: Arc::clone(&metrics),
             readiness: readiness.clone(),
             clock: Clock::system(),

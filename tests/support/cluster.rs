@@ -98,10 +98,14 @@ impl Cluster {
 
     /// As any user, for example `Account::username()`, by impersonation: RBAC and policies see that user.
     pub async fn client_as(&self, username: &str, groups: &[&str]) -> Client {
+        Client::try_from(self.config_as(username, groups).await).expect("a client")
+    }
+
+    pub async fn config_as(&self, username: &str, groups: &[&str]) -> Config {
         let mut config = self.config().await;
         config.auth_info.impersonate = Some(username.to_owned());
         config.auth_info.impersonate_groups = Some(groups.iter().map(|group| (*group).to_owned()).collect());
-        Client::try_from(config).expect("a client")
+        config
     }
 
     /// A kubeconfig file with a ServiceAccount's own token, for a process. The account must exist.
