@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::frozen::WORKERS;
-use super::world::{SHOP, SYSTEM, World, name, signal};
+use super::world::{SHOP, SYSTEM, World, name, ready, signal};
 use crate::history::{History, Rule, Terms};
 use crate::{observe, rules};
 
@@ -106,6 +106,16 @@ pub async fn all_are_ready_after_kubelet_worker_controller_postgres_and_api_serv
     told("Postgres was restarted");
     api_server_is_frozen(world, 2).await;
     told("the API server was frozen for 30 s");
+    // Those of earlier stories, too: nobody touched them.
+    world
+        .until("every ModelDeployment is Ready", || async {
+            let all = world.deployments().list(&Default::default()).await.map_err(|error| error.to_string())?;
+            match all.iter().find(|object| !ready(object)) {
+                None => Ok(()),
+                Some(object) => Err(format!("{:?}: {}", object.metadata.name, object.data["status"])),
+            }
+        })
+        .await;
     revisions_keep_the_rules(world, watches, revisions).await;
     let all: Vec<String> = (0..COUNT).map(|number| format!("small-{number}")).collect();
     let names: Vec<&str> = all.iter().map(String::as_str).collect();

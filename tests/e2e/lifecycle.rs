@@ -44,7 +44,7 @@ fn helm(world: &World, args: &[&str]) -> String {
 
 fn upgrade(world: &World, chart: &Path) {
     let chart = chart.to_str().expect("UTF-8");
-    helm(world, &["upgrade", "palisade", chart, "--reuse-values", "--wait", "--timeout", "180s"]);
+    helm(world, &["upgrade", "palisade", chart, "--reset-then-reuse-values", "--wait", "--timeout", "180s"]);
 }
 
 /// Palisade works: a rollout is carried out.
@@ -136,7 +136,7 @@ pub async fn an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else
 /// once the last policy that has one as its parameter was deleted. See docs/install.md.
 pub async fn two_releases_beside_each_other_look_after_their_own(world: &'static World) {
     let image = "image.repository=localhost/palisade,image.tag=failpoints";
-    let confined = ["--reuse-values", "--set", "watchNamespace=shop", "--wait", "--timeout", "180s"];
+    let confined = ["--reset-then-reuse-values", "--set", "watchNamespace=shop", "--wait", "--timeout", "180s"];
     helm(world, &[&["upgrade", "palisade", "charts/palisade"][..], &confined].concat());
     for namespace in ["second-system", "second-shop"] {
         world.kubectl(&["create", "namespace", namespace]);
