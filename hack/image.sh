@@ -32,20 +32,10 @@ missing() {
 }
 
 ensure_buildah() {
-  local lock
   ! command -v buildah >/dev/null || return 0
-  if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+  can_install ||
     missing "no buildah found: install it (version 1.24 or newer), or build the Containerfile by another builder"
-  fi
-  mkdir -p "$CACHE"
-  exec {lock}>"$CACHE/apt.lock"
-  flock "$lock"
-  if ! command -v buildah >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive
-    with_progress "updating the list of packages" "$CACHE/apt.log" apt-get update -q
-    with_progress "installing buildah" "$CACHE/apt.log" apt-get install -qy --no-install-recommends buildah
-  fi
-  exec {lock}>&-
+  apt_install buildah
 }
 
 # build: sets BINARY.

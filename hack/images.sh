@@ -8,8 +8,8 @@
 #              PATH.models, 1.tar.gz and 2.tar.gz: two versions of a model for it
 #   postgres   localhost/postgres:15: the server, as Debian has it
 #
-# mlserver and postgres take files from Debian packages, and so need apt-get, of
-# Debian 12 for the former; else the exit code is 77.
+# mlserver and postgres are made of Debian 12's packages, and tried by chroot: where we
+# are not root on one, the exit code is 77.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -25,15 +25,10 @@ POSTGRES_PACKAGES=(postgresql-15 postgresql-client-15 libpq5 tzdata dash coreuti
   libxslt1.1 libuuid1 libzstd1 liblz4-1 liblzma5 zlib1g libgssapi-krb5-2 libkrb5-3 libk5crypto3 libcom-err2
   libkrb5support0 libkeyutils1 libreadline8 libtinfo6 libedit2 libbsd0 libmd0 libacl1 libattr1)
 
-# packages ROOT NAMES...: the files of Debian packages, none of which is installed.
+# packages ROOT NAMES...
 packages() {
-  local root=$1 file
-  shift
-  mkdir -p "$WORK/packages"
-  # By a path: apt's own user, who would fetch them, may not reach the folder.
-  (cd "$WORK/packages" && apt-get -o APT::Sandbox::User=root download "$@")
-  for file in "$WORK"/packages/*.deb; do dpkg-deb --extract "$file" "$root"; done
-  rm -rf "$WORK/packages" "${root:?}"/usr/share/{doc,man,lintian,locale}
+  apt_unpack "$@"
+  rm -rf "${1:?}"/usr/share/{doc,man,lintian,locale}
 }
 
 users() {
@@ -50,8 +45,8 @@ fill_mlserver() {
   local platform platforms=() library
   packages "$1" "${PYTHON_PACKAGES[@]}"
   for platform in _2_28 _2_27 _2_24 _2_17 2014 _2_5 1; do platforms+=(--platform "manylinux${platform}_x86_64"); done
-  python3 -m pip install --quiet --no-deps --require-hashes --requirement "$REPO/hack/mlserver.txt" \
-    --only-binary :all: --python-version 3.11 "${platforms[@]}" --target "$1/opt/mlserver" --no-cache-dir
+  pip_install MLServer "$WORK/python" "$REPO/hack/mlserver.txt" \
+    --python-version 3.11 "${platforms[@]}" --target "$1/opt/mlserver" --no-cache-dir
   # A third of it, which nobody imports.
   for library in scipy sklearn pandas numpy; do
     find "$1/opt/mlserver/$library" -depth -type d -name tests -exec rm -rf {} +
@@ -157,11 +152,11 @@ main() {
   local name=${1:-} file lock
   [[ -n $(tag "$name") ]] || die "usage: hack/images.sh pause|mlserver|postgres"
   need python3 "it writes the image"
-  NODE=$("$REPO/hack/binaries.sh" --node)
-  if [[ $name == mlserver ]] && ! grep -q '^12' /etc/debian_version 2>/dev/null; then
-    say "skipped: $name needs Debian 12, whose Python is 3.11"
+  if [[ $name != pause ]] && ! { can_install && grep -q '^12' /etc/debian_version 2>/dev/null; }; then
+    say "skipped: the image of $name is made of Debian 12's packages, and needs root on one"
     exit 77
   fi
+  NODE=$("$REPO/hack/binaries.sh" --node)
   file=$IMAGES/$name-$({
     declare -f packages users "fill_$name" describe tag archive
     [[ $name != mlserver ]] || echo "${PYTHON_PACKAGES[*]} $TRAIN"

@@ -180,6 +180,50 @@ build_palisade() {
   echo "$CARGO_TARGET_DIR/debug/palisade"
 }
 
+# can_install: whether Debian's packages can be installed here.
+can_install() { ((EUID == 0)) && command -v apt-get >/dev/null; }
+
+# apt_install NAMES...: Debian's packages are installed, or we die. What is there
+# already takes a second.
+apt_install() {
+  with_apt "installing $*" apt-get install -qy --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+}
+
+# apt_unpack DIR NAMES...: the files of Debian's packages are in DIR, or we die. None
+# is installed, and nobody has to be root if the lists of packages are there.
+apt_unpack() { with_apt "unpacking Debian's ${*:2}" unpack_packages "$@"; }
+
+unpack_packages() {
+  local dir=$1 file
+  shift
+  # By an earlier list, perhaps.
+  rm -rf "$dir/.packages"
+  mkdir -p "$dir/.packages"
+  # As root, apt would hand the download to a user who cannot write here.
+  (cd "$dir/.packages" && apt-get download -q -o APT::Sandbox::User=root "$@") || return
+  for file in "$dir"/.packages/*.deb; do dpkg-deb --extract "$file" "$dir" || return; done
+  rm -rf "$dir/.packages"
+}
+
+# with_apt TEXT COMMAND...: one at a time, because apt fails on its own lock.
+with_apt() {
+  local text=$1 lock
+  shift
+  mkdir -p "$CACHE"
+  exec {lock}>"$CACHE/apt.lock"
+  flock "$lock"
+  with_progress "$text" "$CACHE/apt.log" with_lists "$@" ||
+    die "nothing came from Debian: is the network up? \`apt-get update\`, by root, must work"
+  exec {lock}>&-
+}
+
+# with_lists COMMAND...: again after an update of the lists of packages: there may be
+# none yet, or only some that are too old to be of use.
+with_lists() {
+  export DEBIAN_FRONTEND=noninteractive
+  "$@" || { apt-get update -q && "$@"; }
+}
+
 # ensure_python LIST WHAT: sets REPLY to a Python environment with the packages of
 # LIST, a folder of the cache that is named after what is in it.
 ensure_python() {
@@ -200,6 +244,8 @@ pip_install() {
   # Whoever held the lock may have made just this.
   if [[ ! -e $dir/complete ]]; then
     rm -rf "$dir"
+    # Debian has left this part of Python out of the package of Python.
+    if can_install && ! python3 -c 'import ensurepip' 2>/dev/null; then apt_install python3-venv; fi
     with_progress "making a Python environment for $what" "$log" python3 -m venv "$dir"
     with_progress "installing $what" "$log" "$dir/bin/pip" install --no-deps \
       --only-binary :all: --require-hashes --requirement "$list" "$@"

