@@ -76,47 +76,33 @@ KUBECTL
 
 build_cluster() {
   with_progress "building the Kubernetes control plane (the first time takes about 7 minutes)" \
-    "$1" build_kubernetes "$BUILD/controlplane" .
-  with_progress "building KWOK" "$1" build_kwok "$BUILD"
-  write_stages "$BUILD"
-  write_kubectl "$BUILD"
+    "$1" build_kubernetes "$WORK/controlplane" .
+  with_progress "building KWOK" "$1" build_kwok "$WORK"
+  write_stages "$WORK"
+  write_kubectl "$WORK"
 }
 
 build_node() {
-  with_progress "building kubelet and kube-proxy" "$1" build_kubernetes "$BUILD/node" ./node
-  with_progress "building pause" "$1" build_kubernetes "$BUILD/pause" ./pause
-  with_progress "building CoreDNS" "$1" build_dns "$BUILD/coredns"
+  with_progress "building kubelet and kube-proxy" "$1" build_kubernetes "$WORK/node" ./node
+  with_progress "building pause" "$1" build_kubernetes "$WORK/pause" ./pause
+  with_progress "building CoreDNS" "$1" build_dns "$WORK/coredns"
 }
 
-# build WHAT DIR: all of it into a folder that gets its name when it is complete.
+# build WHAT DIR
 build() {
-  local target=$2
   need go "the test cluster is built from Go modules; install Go 1.24 or newer"
-  BUILD=$(mktemp -d "$BINARIES/.build.XXXXXX")
-  trap 'rm -rf "$BUILD"' EXIT
-  chmod 755 "$BUILD"
   "build_$1" "$CACHE/build.log"
-  mv -T "$BUILD" "$target"
-  trap - EXIT
+  mv -T "$WORK" "$2"
 }
 
 main() {
-  local what=cluster target lock waited=0
+  local what=cluster target
   case ${1:-} in
     '') target=$BINARIES/cluster-$(fingerprint "$MODULE"/*.go) ;;
     --node) what=node target=$BINARIES/node-$(fingerprint "$MODULE"/{node,pause}/*.go "$DNS"/{go.mod,go.sum,*.go}) ;;
     *) die "usage: hack/binaries.sh [--node]" ;;
   esac
-  if [[ ! -d $target ]]; then
-    mkdir -p "$BINARIES"
-    exec {lock}>"$BINARIES/.lock"
-    until flock -w 10 "$lock"; do
-      waited=$((waited + 10))
-      say "another run builds the test cluster's programs; waiting ... $waited s"
-    done
-    # Whoever held the lock may have built just this.
-    [[ -d $target ]] || build "$what" "$target"
-  fi
+  once "$target" "the test cluster's programs" build "$what" "$target"
   echo "$target"
 }
 

@@ -27,34 +27,21 @@ build_helm() {
   (cd / && GOBIN=$1 go install -v -trimpath -ldflags "-s -w $set" "helm.sh/helm/v3/cmd/helm@v$HELM_VERSION")
 }
 
-# build DIR: into a folder that gets its name when it is complete.
+# build DIR
 build() {
   need go "helm is built from its Go module; install Go 1.24 or newer, or set HELM"
-  BUILD=$(mktemp -d "$CACHE/bin/.helm.XXXXXX")
-  trap 'rm -rf "$BUILD"' EXIT
-  chmod 755 "$BUILD"
-  with_progress "building helm $HELM_VERSION (the first time takes about 3 minutes)" "$CACHE/helm.log" build_helm "$BUILD"
-  mv -T "$BUILD" "$1"
-  trap - EXIT
+  with_progress "building helm $HELM_VERSION (the first time takes about 3 minutes)" "$CACHE/helm.log" build_helm "$WORK"
+  mv -T "$WORK" "$1"
 }
 
 main() {
-  local target=$CACHE/bin/helm-$HELM_VERSION-$RECIPE lock waited=0
+  local target=$CACHE/bin/helm-$HELM_VERSION-$RECIPE
   if [[ -n ${HELM:-} ]]; then
     [[ $("$HELM" version --template '{{.Version}}') == v3.* ]] || die "HELM=$HELM is not helm 3"
     echo "$HELM"
     return
   fi
-  if [[ ! -x $target/helm ]]; then
-    mkdir -p "$CACHE/bin"
-    exec {lock}>"$CACHE/bin/.helm.lock"
-    until flock -w 10 "$lock"; do
-      waited=$((waited + 10))
-      say "another run builds helm; waiting ... $waited s"
-    done
-    # Whoever held the lock may have built it.
-    [[ -x $target/helm ]] || build "$target"
-  fi
+  once "$target" helm build "$target"
   echo "$target/helm"
 }
 

@@ -38,8 +38,8 @@ ensure_buildah() {
   apt_install buildah
 }
 
-# build: sets BINARY.
-build() {
+# compile: sets BINARY.
+compile() {
   if [[ $TAG == failpoints ]]; then
     BINARY=$(build_palisade)
     return
@@ -119,7 +119,7 @@ fail_check() { die "the image is not as it should be: $*"; }
 # check_fetch: names are looked up, TLS has the public roots (a server that is not
 # of theirs is refused for that, not for want of any), and takes others. What
 # kubelet brings, /etc/hosts and a volume, is added to the unpacked copy.
-check_fetch() {
+check_fetch() (
   local answer port args
   need openssl "ca-certificates needs it, too"
   printf '%s\n' '[req]' 'distinguished_name = dn' 'x509_extensions = ext' 'prompt = no' '[dn]' 'CN = palisade.test' \
@@ -141,6 +141,7 @@ print(server.server_port, flush=True)
 server.serve_forever()
 PYTHON
   } 2>/dev/null
+  trap 'kill "$SERVER_PID"' EXIT
   read -r port <&"${SERVER[0]}"
   echo '127.0.0.1 palisade.test' >"$WORK/image/etc/hosts"
   install -d -m 777 "$WORK/image/volume"
@@ -151,8 +152,7 @@ PYTHON
   [[ $answer == *UnknownIssuer* ]] || fail_check "it refuses a private server, but not for its issuer: $answer"
   answer=$(inside SSL_CERT_FILE=/volume/ca.pem /usr/local/bin/palisade "${args[@]}" 2>&1) ||
     fail_check "it cannot fetch by https from a name: $answer"
-  kill "$SERVER_PID"
-}
+)
 
 check() {
   local size path answer
@@ -171,8 +171,19 @@ check() {
   say "image: $((size / 1000000)).$((size / 100000 % 10)) MB unpacked, checked"
 }
 
+# build FILE
+build() {
+  local old
+  with_progress "building localhost/palisade:$TAG" "$IMAGES/log" assemble "$WORK/archive.tar"
+  check "$WORK/archive.tar"
+  mv "$WORK/archive.tar" "$1"
+  # Each commit has its own: the newest are enough. Who reads one right now still can.
+  find "$IMAGES" -name "palisade-$TAG-*.tar" -printf '%T@ %p\n' | sort -rn | tail -n +5 | cut -d' ' -f2- |
+    while read -r old; do rm -f "$old"; done
+}
+
 main() {
-  local archive lock
+  local archive
   TAG=dev
   case ${1:-} in
     '') ;;
@@ -184,23 +195,10 @@ main() {
   esac
   ensure_buildah
   need python3 "it reads the image's description"
-  build
+  compile
   describe
   archive=$IMAGES/palisade-$TAG-$(fingerprint).tar
-  mkdir -p "$IMAGES"
-  exec {lock}>"$IMAGES/.lock"
-  flock "$lock"
-  if [[ ! -e $archive ]]; then
-    WORK=$(mktemp -d "$IMAGES/.work.XXXXXX")
-    trap 'kill "${SERVER_PID:-}" 2>/dev/null || true; rm -rf "$WORK"' EXIT
-    chmod 755 "$WORK"
-    with_progress "building localhost/palisade:$TAG" "$IMAGES/log" assemble "$WORK/archive.tar"
-    check "$WORK/archive.tar"
-    mv "$WORK/archive.tar" "$archive"
-    # Each commit has its own: the newest are enough. Who reads one right now still can.
-    find "$IMAGES" -name "palisade-$TAG-*.tar" -printf '%T@ %p\n' | sort -rn | tail -n +5 | cut -d' ' -f2- |
-      while read -r old; do rm -f "$old"; done
-  fi
+  once "$archive" "the image of palisade" build "$archive"
   echo "$archive"
 }
 

@@ -139,17 +139,23 @@ os.remove(layer)
 PYTHON
 }
 
+# build NAME FILE
+build() {
+  with_progress "building the image $(tag "$1")" "$IMAGES/$1.log" assemble "$@"
+  find "$IMAGES" -maxdepth 1 -name "$1-*" ! -name "$(basename "${2%.tar}")*" -mtime +1 -exec rm -rf {} +
+}
+
 assemble() {
   mkdir -p "$WORK/root"
   chmod 755 "$WORK/root"
   FILE=${2%.tar}
   "fill_$1" "$WORK/root"
-  archive "$WORK/root" "$(tag "$1")" "$(describe "$1")" "$2.new"
-  mv "$2.new" "$2"
+  archive "$WORK/root" "$(tag "$1")" "$(describe "$1")" "$WORK/image.tar"
+  mv "$WORK/image.tar" "$2"
 }
 
 main() {
-  local name=${1:-} file lock
+  local name=${1:-} file
   [[ -n $(tag "$name") ]] || die "usage: hack/images.sh pause|mlserver|postgres"
   need python3 "it writes the image"
   if [[ $name != pause ]] && ! { can_install && grep -q '^12' /etc/debian_version 2>/dev/null; }; then
@@ -163,15 +169,7 @@ main() {
     [[ $name != postgres ]] || echo "${POSTGRES_PACKAGES[*]}"
     cat "$REPO/hack/mlserver.txt" "$REPO"/tests/cluster/pause/*.go
   } | sha256sum | cut -c1-16).tar
-  mkdir -p "$IMAGES"
-  exec {lock}>"$IMAGES/.lock-$name"
-  flock "$lock"
-  if [[ ! -e $file ]]; then
-    WORK=$(mktemp -d "$IMAGES/.work.XXXXXX")
-    trap 'rm -rf "$WORK"' EXIT
-    with_progress "building the image $(tag "$name")" "$IMAGES/$name.log" assemble "$name" "$file"
-    find "$IMAGES" -maxdepth 1 -name "$name-*" ! -name "$(basename "${file%.tar}")*" -mtime +1 -exec rm -rf {} +
-  fi
+  once "$file" "the image of $name" build "$name" "$file"
   echo "$file"
 }
 

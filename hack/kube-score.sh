@@ -24,28 +24,18 @@ IGNORED=(
 )
 
 # shellcheck disable=SC2329 # with_progress calls it
-build() {
-  need go "kube-score is built from its Go module; install Go 1.24 or newer"
+build_kube_score() {
   (cd / && CGO_ENABLED=0 GOWORK=off GOBIN=$1 go install -trimpath -ldflags '-s -w' "github.com/zegl/kube-score/cmd/kube-score@v$VERSION")
 }
 
-ensure() {
-  local lock work
-  [[ ! -x $BIN/kube-score ]] || return 0
-  mkdir -p "$CACHE/tools"
-  exec {lock}>"$CACHE/tools/.kube-score.lock"
-  flock "$lock"
-  # Whoever held the lock may have built it.
-  if [[ ! -x $BIN/kube-score ]]; then
-    work=$(mktemp -d "$CACHE/tools/.kube-score.XXXXXX")
-    with_progress "building kube-score $VERSION" "$CACHE/tools/kube-score.log" build "$work"
-    rm -rf "$BIN"
-    mv -T "$work" "$BIN"
-  fi
-  exec {lock}>&-
+# shellcheck disable=SC2329 # once calls it
+build() {
+  need go "kube-score is built from its Go module; install Go 1.24 or newer"
+  with_progress "building kube-score $VERSION" "$CACHE/tools/kube-score.log" build_kube_score "$WORK"
+  mv -T "$WORK" "$BIN"
 }
 
-ensure
+once "$BIN" kube-score build
 HELM=$("$REPO/hack/helm.sh")
 # A CPU limit pauses a process when its quota is used up, and a paused worker loses its
 # leases. The request is what the scheduler needs. Memory has a limit.

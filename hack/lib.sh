@@ -180,6 +180,32 @@ build_palisade() {
   echo "$CARGO_TARGET_DIR/debug/palisade"
 }
 
+# once TARGET WHAT COMMAND...: unless TARGET is there, COMMAND makes it of what it puts
+# into the new folder WORK beside it, and gives it its name last, so that nobody finds
+# one that is not whole. One run at a time makes a WHAT, and the others wait for it.
+once() {
+  local target=$1 what=$2 folder lock waited=0
+  shift 2
+  [[ ! -e $target ]] || return 0
+  folder=$(dirname "$target")
+  mkdir -p "$folder"
+  exec {lock}>"$folder/.lock-${what// /-}"
+  until flock -w 10 "$lock"; do
+    waited=$((waited + 10))
+    say "another run makes $what; waiting ... $waited s"
+  done
+  # Whoever held the lock may have made just this.
+  if [[ ! -e $target ]]; then
+    WORK=$(mktemp -d "$folder/.work.XXXXXX")
+    trap 'rm -rf "$WORK"' EXIT
+    chmod 755 "$WORK"
+    "$@"
+    rm -rf "$WORK"
+    trap - EXIT
+  fi
+  exec {lock}>&-
+}
+
 # can_install: whether Debian's packages can be installed here.
 can_install() { ((EUID == 0)) && command -v apt-get >/dev/null; }
 
