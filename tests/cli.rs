@@ -10,41 +10,8 @@ use std::process::Stdio;
 use serde_json::Value;
 use support::postgres::{Conn, Db, quote, shared_server};
 use support::proxy::{Fault, Proxy};
+use support::ran::{Ran, finish};
 use tokio::process::Command;
-
-/// What a run of the program left.
-#[derive(Debug)]
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    #[track_caller]
-    fn is(&self, code: i32) -> &Ran {
-        assert_eq!(self.code, code, "{self:?}");
-        assert!(!self.err.contains("panicked"), "{self:?}");
-        self
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    /// The error of a run with `-o json`.
-    fn error(&self) -> Value {
-        let error: Value = serde_json::from_str(&self.err).unwrap_or_else(|error| panic!("{error}: {self:?}"));
-        assert_eq!(error["error"]["code"], self.code, "the object and the exit code agree");
-        error["error"].clone()
-    }
-
-    #[track_caller]
-    fn says(&self, text: &str) -> &Ran {
-        assert!(self.out.contains(text) || self.err.contains(text), "{text:?} is not in {self:?}");
-        self
-    }
-}
 
 /// The program in an environment of its own: nothing of the caller's settings leaks in.
 fn program(url: Option<&str>) -> Command {
@@ -58,15 +25,6 @@ fn program(url: Option<&str>) -> Command {
 
 async fn palisade<S: AsRef<OsStr>>(url: &str, args: &[S]) -> Ran {
     finish(program(Some(url)).args(args)).await
-}
-
-async fn finish(command: &mut Command) -> Ran {
-    let output = command.output().await.expect("the program runs");
-    Ran {
-        code: output.status.code().unwrap_or(-1),
-        out: String::from_utf8(output.stdout).expect("UTF-8"),
-        err: String::from_utf8(output.stderr).expect("UTF-8"),
-    }
 }
 
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

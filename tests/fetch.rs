@@ -5,6 +5,9 @@
 mod archives;
 #[path = "fetch/downloads.rs"]
 mod downloads;
+#[path = "support/ran.rs"]
+#[allow(dead_code, reason = "its errors are read as text here")]
+mod ran;
 #[path = "fetch/server.rs"]
 mod server;
 #[path = "fetch/tls.rs"]
@@ -13,37 +16,9 @@ mod tls;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use serde_json::Value;
+use ran::{Ran, finish};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
-
-/// What a run of the program left.
-#[derive(Debug)]
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    #[track_caller]
-    fn is(&self, code: i32) -> &Ran {
-        assert_eq!(self.code, code, "{self:?}");
-        assert!(!self.err.contains("panicked"), "{self:?}");
-        self
-    }
-
-    #[track_caller]
-    fn says(&self, text: &str) -> &Ran {
-        assert!(self.err.contains(text), "{text:?} is not in {self:?}");
-        self
-    }
-
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.is(0).out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-}
 
 /// A folder of its own, and the artifact that is wanted there.
 struct Place {
@@ -89,15 +64,6 @@ impl Place {
     }
 }
 
-async fn finish(command: &mut Command) -> Ran {
-    let output = command.output().await.expect("the program runs");
-    Ran {
-        code: output.status.code().unwrap_or(-1),
-        out: String::from_utf8(output.stdout).expect("UTF-8"),
-        err: String::from_utf8(output.stderr).expect("UTF-8"),
-    }
-}
-
 fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
@@ -121,12 +87,12 @@ async fn a_file_is_copied_verified_and_left_alone_when_it_is_there() {
     let volume = Place::of(&model);
     std::fs::write(volume.path("a b"), &model).expect("a source");
     let source = format!("file://{}", text(&volume.path("a b")));
-    let ran = place.fetch(&source, &[]).await.json();
+    let ran = place.fetch(&source, &[]).await.is(0).json();
     assert_eq!((&ran["present"], &ran["bytes"]), (&false.into(), &300_000.into()));
     place.has(&model);
     // There already: not even the source is looked at.
     std::fs::remove_file(volume.path("a b")).expect("it was there");
-    assert_eq!(place.fetch(&source, &[]).await.json()["present"], true);
+    assert_eq!(place.fetch(&source, &[]).await.is(0).json()["present"], true);
     // Another file at its place is replaced, once the right one is complete.
     std::fs::write(place.path("model"), b"of yesterday").expect("it is ours");
     place.fetch(&source, &[]).await.is(5);
@@ -175,7 +141,7 @@ async fn without_a_digest_it_takes_what_comes_only_if_told_so_and_says_what_came
     let (place, volume) = (Place::of(&model), Place::of(&model));
     std::fs::write(volume.path("m"), &model).expect("a source");
     let mut command = place.command(&text(&volume.path("m")), &["--insecure-no-digest"]);
-    let ran = finish(command.env_remove("PALISADE_MODEL_DIGEST")).await.json();
+    let ran = finish(command.env_remove("PALISADE_MODEL_DIGEST")).await.is(0).json();
     assert_eq!(ran["digest"], digest(&model));
     place.has(&model);
 }

@@ -1,7 +1,5 @@
 //! The stage in the cluster: objects that a newer owner wrote, and attackers with the tokens of the real ServiceAccounts.
 
-use std::sync::OnceLock;
-
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
@@ -9,34 +7,15 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::discovery::ApiResource;
 use kube::{Client, Config};
 use palisade::manifests::{
-    self, CONTROLLER_ACCOUNT, DEPLOYMENT_LABEL, FENCE_ANNOTATION, RETIRED_ANNOTATION, SYSTEM_NAMESPACE, Settings,
-    WORKER_ACCOUNT, WORKER_MANAGER,
+    self, CONTROLLER_ACCOUNT, DEPLOYMENT_LABEL, FENCE_ANNOTATION, RETIRED_ANNOTATION, SYSTEM_NAMESPACE, WORKER_ACCOUNT,
+    WORKER_MANAGER,
 };
 use serde_json::{Value, json};
 
-use crate::support::cluster::{Cluster, block_on_elsewhere, deployment, fence, from_json, merge, wait_until};
+pub use crate::support::cluster::{EPOCH, fenced as cluster, settings};
+use crate::support::cluster::{deployment, fence, from_json, merge, wait_until};
 
 use super::expect::Expect;
-
-/// The epoch that is allocated.
-pub const EPOCH: u64 = 3;
-
-pub fn settings() -> Settings {
-    Settings::new(SYSTEM_NAMESPACE, [], None).expect("the defaults are good")
-}
-
-/// With policies in force, an epoch allocated, and RBAC as it is rendered.
-pub fn cluster() -> &'static Cluster {
-    static READY: OnceLock<&'static Cluster> = OnceLock::new();
-    READY.get_or_init(|| {
-        let cluster = Cluster::shared();
-        block_on_elsewhere(async {
-            cluster.install_policies(&settings()).await;
-            cluster.allocate_epoch(SYSTEM_NAMESPACE, EPOCH as u32, "test").await;
-        });
-        cluster
-    })
-}
 
 /// A kind that workers write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

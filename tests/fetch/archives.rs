@@ -70,14 +70,14 @@ async fn an_archive_becomes_a_folder_and_the_next_one_takes_its_place() {
         link("bin/go", "../bin/run"),
         with_long_name,
     ];
-    let ran = unpack(&place, &gzip(&one.concat()), &[]).await.json();
+    let ran = unpack(&place, &gzip(&one.concat()), &[]).await.is(0).json();
     assert_eq!((&ran["unpacked"]["entries"], &ran["unpacked"]["bytes"]), (&4.into(), &7.into()), "{ran}");
     let read = |name: &str| std::fs::read(place.path("model").join(name)).expect(name);
     assert_eq!((read("bin/run"), read("bin/go"), read(&long)), (b"#!".to_vec(), b"#!".to_vec(), b"hello".to_vec()));
     let mode = |name: &str| std::fs::metadata(place.path("model").join(name)).expect(name).permissions().mode();
     assert_eq!([mode("bin/run") & 0o7777, mode(&long) & 0o7777], [0o755, 0o644], "without setuid");
 
-    let again = unpack(&place, &gzip(&one.concat()), &[]).await.json();
+    let again = unpack(&place, &gzip(&one.concat()), &[]).await.is(0).json();
     assert_eq!(again["present"], true);
     let two = archive(&[file("only", b"2")]);
     unpack(&place, &two, &[]).await.is(0);

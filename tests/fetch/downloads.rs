@@ -18,7 +18,7 @@ async fn a_cut_connection_goes_on_where_it_stopped() {
         if n < 3 { reply.cut_after(500_000) } else { reply }
     })
     .await;
-    let ran = place.fetch(&server.url("/m"), &[]).await.json();
+    let ran = place.fetch(&server.url("/m"), &[]).await.is(0).json();
     assert_eq!(ran["requests"], 4, "{ran}");
     place.has(&model);
     let froms: Vec<_> = server.asked().iter().map(super::server::Asked::from).collect();
@@ -36,7 +36,7 @@ async fn a_server_without_ranges_is_asked_for_all_of_it_again() {
         if n == 0 { reply.cut_after(400_000) } else { reply }
     })
     .await;
-    assert_eq!(place.fetch(&server.url("/m"), &[]).await.json()["requests"], 2);
+    assert_eq!(place.fetch(&server.url("/m"), &[]).await.is(0).json()["requests"], 2);
     place.has(&model);
 }
 
@@ -50,7 +50,7 @@ async fn an_artifact_that_was_replaced_meanwhile_is_not_mixed_with_the_former_on
         _ => Reply::ranged(asked, &body, "\"v2\""),
     })
     .await;
-    assert_eq!(place.fetch(&server.url("/m"), &[]).await.json()["requests"], 2);
+    assert_eq!(place.fetch(&server.url("/m"), &[]).await.is(0).json()["requests"], 2);
     place.has(&new);
 }
 
@@ -72,7 +72,7 @@ async fn pieces_that_do_not_fit_are_brought_anew_once() {
     .await;
     let ran = place.fetch(&server.url("/m"), &[]).await;
     ran.is(0).says("brought anew");
-    assert_eq!(ran.json()["requests"], 3);
+    assert_eq!(ran.is(0).json()["requests"], 3);
     place.has(&new);
 }
 
@@ -97,7 +97,7 @@ async fn a_body_that_is_always_cut_ends_with_the_budget_and_the_next_run_goes_on
     let ran = place.fetch(&server.url("/m"), &["--retries", "2"]).await;
     ran.is(6).says("are kept, after 3 requests").says("goes on from there");
     assert_eq!(place.names(), ["model.partial", "model.partial.note"], "not the model itself");
-    let ran = place.fetch(&server.url("/m"), &[]).await.json();
+    let ran = place.fetch(&server.url("/m"), &[]).await.is(0).json();
     assert_eq!(ran["requests"], 1, "{ran}");
     assert!(ran["resumedFrom"].as_u64().is_some_and(|from| from > 0), "{ran}");
     place.has(&model);
@@ -117,7 +117,7 @@ async fn a_server_that_gives_less_than_was_asked_for_is_asked_for_the_rest() {
         reply
     })
     .await;
-    assert_eq!(place.fetch(&server.url("/m"), &[]).await.json()["requests"], 4);
+    assert_eq!(place.fetch(&server.url("/m"), &[]).await.is(0).json()["requests"], 4);
     place.has(&model);
 }
 
@@ -137,7 +137,7 @@ async fn a_chunked_body_without_its_last_chunk_is_not_complete() {
         reply.with("transfer-encoding", "chunked")
     })
     .await;
-    assert_eq!(place.fetch(&server.url("/m"), &[]).await.json()["requests"], 2);
+    assert_eq!(place.fetch(&server.url("/m"), &[]).await.is(0).json()["requests"], 2);
     place.has(&model);
 }
 
@@ -270,7 +270,7 @@ async fn a_signal_ends_it_and_the_next_run_goes_on() {
         all += &line;
     }
     assert!(all.contains("200000 bytes are kept"), "{all}");
-    let ran = place.fetch(&url, &[]).await.json();
+    let ran = place.fetch(&url, &[]).await.is(0).json();
     assert_eq!(ran["resumedFrom"], 200_000);
     place.has(&model);
 }
@@ -304,7 +304,7 @@ async fn what_was_left_of_another_version_is_not_gone_on_with() {
     })
     .await;
     place.fetch(&server.url("/1"), &["--retries", "0"]).await.is(6);
-    let ran = place.fetch(&server.url("/2"), &["--digest", &digest(&two)]).await.json();
+    let ran = place.fetch(&server.url("/2"), &["--digest", &digest(&two)]).await.is(0).json();
     assert_eq!((ran["resumedFrom"].as_u64(), ran["requests"].as_u64()), (Some(0), Some(1)));
     place.has(&two);
 }
@@ -330,7 +330,7 @@ async fn two_at_once_bring_it_once() {
     let first = first.expect("it runs").wait_with_output().await.expect("it ends");
     assert_eq!(first.status.code(), Some(0));
     second.is(0).says("another process writes");
-    assert_eq!(second.json()["present"], true, "{second:?}");
+    assert_eq!(second.is(0).json()["present"], true, "{second:?}");
     assert_eq!(server.asked().len(), 2, "one cut, one to its end: both of the first process");
     place.has(&model);
 }

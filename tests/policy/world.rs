@@ -1,37 +1,14 @@
 //! The cluster with policies in force and an epoch allocated, and who acts in it.
 
-use std::sync::OnceLock;
-
 use kube::Client;
-use palisade::manifests::{CONTROLLER_ACCOUNT, SYSTEM_NAMESPACE, Settings, WORKER_ACCOUNT};
+use palisade::manifests::{CONTROLLER_ACCOUNT, SYSTEM_NAMESPACE, WORKER_ACCOUNT};
 use tokio::sync::RwLock;
 
-use crate::support::cluster::{Cluster, account, block_on_elsewhere};
-
-/// The epoch that is allocated.
-pub const EPOCH: u64 = 3;
+use crate::support::cluster::{Cluster, account};
+pub use crate::support::cluster::{EPOCH, fenced as cluster, prepare, settings};
 
 /// Held for writing by the tests that take the epoch object away; all others hold it for reading.
 pub static EPOCH_OBJECT: RwLock<()> = RwLock::const_new(());
-
-pub fn settings() -> Settings {
-    Settings::new(SYSTEM_NAMESPACE, [], None).expect("the defaults are good")
-}
-
-/// Installs the policies at its first call.
-pub fn cluster() -> &'static Cluster {
-    static READY: OnceLock<&'static Cluster> = OnceLock::new();
-    READY.get_or_init(|| {
-        let cluster = Cluster::shared();
-        block_on_elsewhere(prepare(cluster));
-        cluster
-    })
-}
-
-pub async fn prepare(cluster: &Cluster) {
-    cluster.install_policies(&settings()).await;
-    cluster.allocate_epoch(SYSTEM_NAMESPACE, EPOCH as u32, "test").await;
-}
 
 /// Who writes. RBAC lets all of them do anything here, so that what refuses is the policy; `rights.rs` is about RBAC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

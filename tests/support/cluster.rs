@@ -229,6 +229,29 @@ impl Cluster {
     }
 }
 
+/// The epoch that `prepare` has allocated.
+pub const EPOCH: u64 = 3;
+
+pub fn settings() -> Settings {
+    Settings::new(manifests::SYSTEM_NAMESPACE, [], None).expect("the defaults are good")
+}
+
+/// The shared cluster, prepared at the first call.
+pub fn fenced() -> &'static Cluster {
+    static READY: OnceLock<&'static Cluster> = OnceLock::new();
+    READY.get_or_init(|| {
+        let cluster = Cluster::shared();
+        block_on_elsewhere(prepare(cluster));
+        cluster
+    })
+}
+
+/// Policies in force, RBAC as it is rendered, and an epoch allocated.
+pub async fn prepare(cluster: &Cluster) {
+    cluster.install_policies(&settings()).await;
+    cluster.allocate_epoch(manifests::SYSTEM_NAMESPACE, EPOCH as u32, "test").await;
+}
+
 /// A fence, `TOKEN/SEQUENCE`, of an epoch and a counter.
 pub fn fence(epoch: u64, counter: u64, sequence: u64) -> String {
     format!("{}/{sequence}", (epoch << 32) + counter)

@@ -5,5 +5,6 @@ pub mod cluster;
 pub mod helm;
 pub mod postgres;
 pub mod proxy;
+pub mod ran;
 pub mod world;
 pub mod writes;
