@@ -182,6 +182,42 @@ async fn story(db: &Db) -> (Conn, support::postgres::Lease, support::postgres::L
 }
 
 #[tokio::test]
+async fn history_tells_what_has_no_number_and_what_was_tried_again_where_it_happened() {
+    let db = Db::new().await;
+    let mut conn = db.connect().await;
+    register(&db.url(), "churn").await.is(0);
+    let old = conn.owner("deployment/shop/churn").await;
+    let mut stranger = old.clone();
+    stranger.session.key = "of another session".to_owned();
+    let set = |fence: String| format!("set_alias({fence}, 'churn', 'champion', 1)");
+    let progress = |lease: &support::postgres::Lease| format!("report_progress({})", lease.unnumbered());
+    conn.call(&progress(&stranger)).await.is("rejected: wrong_key");
+    conn.call(&set(old.fence(1))).await.is("applied");
+    conn.call(&progress(&stranger)).await.is("rejected: wrong_key");
+    conn.call(&set(stranger.fence(2))).await.is("rejected: wrong_key");
+    conn.call(&set(old.fence(2))).await.is("applied");
+    conn.take_over(&old).await;
+    conn.call(&progress(&old)).await.is("rejected: stale");
+
+    let told = palisade(&db.url(), &["history", "shop/churn", "-o", "json"]).await.is(0).json();
+    let line = |entry: &Value| format!("{} {} {}", entry["kind"], entry["sequence"], entry["outcome"]).replace('"', "");
+    let lines: Vec<_> = told["entries"].as_array().expect("entries").iter().map(line).collect();
+    let happened = [
+        "grant null granted",
+        "report_progress null rejected",
+        "set_alias 1 applied",
+        "report_progress null rejected",
+        "set_alias 2 rejected",
+        "set_alias 2 applied",
+        "report_progress null rejected",
+        "takeover null granted",
+    ];
+    assert_eq!(lines, happened);
+    let newest = palisade(&db.url(), &["history", "shop/churn", "-o", "json", "--limit", "3"]).await.is(0).json();
+    assert_eq!(newest["entries"].as_array().expect("entries"), &told["entries"].as_array().expect("entries")[5..]);
+}
+
+#[tokio::test]
 async fn history_tells_grants_applied_and_refused_writes_in_fence_order() {
     let db = Db::new().await;
     let (_conn, old, new) = story(&db).await;

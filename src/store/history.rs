@@ -106,7 +106,9 @@ impl Store {
     /// When the database does not answer.
     pub async fn history(&self, resource: &str, limit: i64) -> Result<Vec<Entry>, CallError> {
         let statement = sqlx::query(
-            "SELECT * FROM (SELECT * FROM ( \
+            // What has no number of its own (progress) stands behind the last write that was applied before it.
+            "SELECT * FROM (SELECT *, row_number() OVER (ORDER BY token NULLS FIRST, behind, place > 0, at, place) AS line FROM ( \
+             SELECT *, coalesce(sequence, max(sequence) FILTER (WHERE outcome = 'applied') OVER (PARTITION BY token ORDER BY at), 0) AS behind FROM ( \
                 SELECT h.at, h.token, 0::bigint AS sequence, h.kind, 'granted' AS outcome, h.worker, h.reason, NULL::bigint AS current_token, NULL::jsonb AS result, 0 AS place \
                   FROM palisade.grant_history AS h WHERE h.resource = $1 \
                 UNION ALL \
@@ -116,9 +118,8 @@ impl Store {
                 UNION ALL \
                 SELECT r.at, r.token, r.sequence, r.kind, 'rejected', g.worker, r.reason, r.current_token, NULL, 2 \
                   FROM palisade.refusal AS r LEFT JOIN palisade.grant_history AS g ON g.resource = r.resource AND g.token = r.token \
-                 WHERE r.resource = $1) AS story \
-             ORDER BY token DESC NULLS LAST, sequence DESC NULLS LAST, place DESC, at DESC LIMIT $2) AS newest \
-             ORDER BY token NULLS FIRST, sequence NULLS FIRST, place, at",
+                 WHERE r.resource = $1) AS story) AS told ORDER BY line DESC LIMIT $2) AS newest \
+             ORDER BY line",
         )
         .bind(resource.to_owned())
         .bind(limit);
