@@ -1,117 +1,34 @@
 //! What the outside can count. One struct that is passed in; every label is a closed set of words of this program, never
 //! text from outside, so that the number of series is bounded.
 
+mod counting;
+mod labels;
+mod leader;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use counting::Counting;
+use labels::{
+    ByAttention, ByCall, ByCallOutcome, ByCause, ByKind, ByReason, ByRemoved, ByResult, ByStep, GrantKind, ReasonLabel,
+    RemovedLabel,
+};
+use leader::OfLeader;
+
 use crate::epoch;
-use crate::lease::{Ended, Observer};
+use crate::lease::Observer;
 use crate::outcome::{Outcome, Reason};
 use crate::reconcile::status::Standing;
 use crate::store::{Figures, Kind, Size};
 
-/// How something ended that either works or does not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ResultLabel {
-    /// It worked.
-    Ok,
-    /// It failed.
-    Error,
-    /// It was given up before its end: the lease was lost, or the plan changed.
-    Stopped,
-}
-
-/// Whether a lease was free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum GrantKind {
-    Grant,
-    Takeover,
-}
-
-/// [`Outcome`] without its content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum OutcomeLabel {
-    Applied,
-    Replayed,
-    Rejected,
-    Unknown,
-}
-
-/// [`Ended`] without its content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Cause {
-    Overdue,
-    Refused,
-    Closed,
-}
-
-/// [`Reason`], to be implemented for here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct ReasonLabel(Reason);
-
-/// [`Kind`], to be implemented for here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct RemovedLabel(Kind);
-
-macro_rules! words {
-    ($($type:ty { $($pattern:pat => $word:expr,)+ })+) => {$(
-        impl EncodeLabelValue for $type {
-            fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
-                EncodeLabelValue::encode(&match self { $($pattern => $word,)+ }, encoder)
-            }
-        }
-    )+};
-}
-
-words! {
-    ResultLabel { Self::Ok => "ok", Self::Error => "error", Self::Stopped => "stopped", }
-    GrantKind { Self::Grant => "grant", Self::Takeover => "takeover", }
-    OutcomeLabel { Self::Applied => "applied", Self::Replayed => "replayed", Self::Rejected => "rejected", Self::Unknown => "unknown", }
-    Cause { Self::Overdue => "overdue", Self::Refused => "refused", Self::Closed => "closed", }
-    ReasonLabel { Self(reason) => reason.word(), }
-    RemovedLabel { Self(kind) => kind.word(), }
-}
-
-macro_rules! label_sets {
-    ($($name:ident { $($field:ident: $type:ty),+ })+) => {$(
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-        struct $name { $($field: $type),+ }
-    )+};
-}
-
-// `&'static str`: a word that stands in this program. The names of calls and steps are such words.
-label_sets! {
-    ByKind { kind: GrantKind }
-    ByResult { result: ResultLabel }
-    ByCall { call: &'static str }
-    ByCallOutcome { call: &'static str, outcome: OutcomeLabel }
-    ByReason { reason: ReasonLabel }
-    ByCause { cause: Cause }
-    ByStep { step: &'static str, result: ResultLabel }
-    ByRemoved { kind: RemovedLabel }
-    ByTable { table: &'static str }
-    ByAttention { cause: &'static str }
-    ByState { state: &'static str }
-}
-
-impl<T> From<&Outcome<T>> for OutcomeLabel {
-    fn from(outcome: &Outcome<T>) -> Self {
-        match outcome {
-            Outcome::Applied(_) => Self::Applied,
-            Outcome::Replayed(_) => Self::Replayed,
-            Outcome::Rejected(_) => Self::Rejected,
-            Outcome::Unknown(_) => Self::Unknown,
-        }
-    }
-}
+pub use labels::ResultLabel;
 
 /// Milliseconds to seconds: a call to a database.
 #[derive(Clone, Copy, Debug)]
@@ -160,79 +77,6 @@ pub struct Metrics {
     epoch_established: Known<Gauge>,
     epoch_needs_attention: Family<ByAttention, Gauge>,
     cluster_writes: Family<ByCallOutcome, Counter>,
-}
-
-/// What only the leader knows: gone with the leadership, for the next one tells it.
-#[derive(Debug)]
-struct OfLeader {
-    queue_depth: Known<Gauge>,
-    queue_age: Known<Seconds>,
-    leases_held: Known<Gauge>,
-    sessions_open: Known<Gauge>,
-    oldest_transaction: Known<Seconds>,
-    oldest_snapshot_age: Known<Gauge>,
-    table_bytes: Family<ByTable, Gauge>,
-    modeldeployments: Family<ByState, Gauge>,
-    modeldeployments_oldest: Family<ByState, Seconds>,
-}
-
-impl OfLeader {
-    fn new(r: &mut Registry) -> Self {
-        Self {
-            queue_depth: add(r, "queue_depth", "Deployments whose work is due", Known::default()),
-            queue_age: add(r, "queue_age_seconds", "Since when the oldest of them is due", Known::default()),
-            leases_held: add(r, "leases_held", "Leases that any session holds", Known::default()),
-            sessions_open: add(r, "sessions_open", "Sessions that are alive", Known::default()),
-            oldest_transaction: add(
-                r,
-                "oldest_transaction_seconds",
-                "Age of the oldest open transaction in the database",
-                Known::default(),
-            ),
-            oldest_snapshot_age: add(
-                r,
-                "oldest_snapshot_age_transactions",
-                "How many transactions the server's oldest snapshot is behind",
-                Known::default(),
-            ),
-            table_bytes: add(r, "table_bytes", "What a table takes on the disk, with its indexes", Family::default()),
-            modeldeployments: add(
-                r,
-                "modeldeployments",
-                "ModelDeployments by what their status says",
-                Family::default(),
-            ),
-            modeldeployments_oldest: add(
-                r,
-                "modeldeployments_oldest_seconds",
-                "For how long one of them has been in this state, as far as this leader saw it",
-                Family::default(),
-            ),
-        }
-    }
-
-    fn clear(&self) {
-        let Self {
-            queue_depth,
-            queue_age,
-            leases_held,
-            sessions_open,
-            oldest_transaction,
-            oldest_snapshot_age,
-            table_bytes,
-            modeldeployments,
-            modeldeployments_oldest,
-        } = self;
-        for gauge in [queue_depth, leases_held, sessions_open, oldest_snapshot_age] {
-            gauge.clear();
-        }
-        for gauge in [queue_age, oldest_transaction] {
-            gauge.clear();
-        }
-        table_bytes.clear();
-        modeldeployments.clear();
-        modeldeployments_oldest.clear();
-    }
 }
 
 impl Default for Metrics {
@@ -345,14 +189,7 @@ impl Metrics {
 
     /// What the database says of itself.
     pub fn figures(&self, figures: &Figures) {
-        let Figures { queue_depth, queue_age, leases_held, sessions_open, oldest_transaction, oldest_xmin_age } =
-            figures;
-        self.of_leader.queue_depth.get_or_create(&[]).set(*queue_depth);
-        self.of_leader.queue_age.get_or_create(&[]).set(queue_age.as_secs_f64());
-        self.of_leader.leases_held.get_or_create(&[]).set(*leases_held);
-        self.of_leader.sessions_open.get_or_create(&[]).set(*sessions_open);
-        self.of_leader.oldest_transaction.get_or_create(&[]).set(oldest_transaction.as_secs_f64());
-        self.of_leader.oldest_snapshot_age.get_or_create(&[]).set(*oldest_xmin_age);
+        self.of_leader.figures(figures);
     }
 
     /// Old rows were removed.
@@ -362,22 +199,12 @@ impl Metrics {
 
     /// How large the tables are that grow.
     pub fn sizes(&self, sizes: &[Size]) {
-        // A closed set: a word from outside is no label.
-        const TABLES: [&str; 7] = ["event", "grant_history", "lease", "operation", "refusal", "request", "session"];
-        for Size { table, bytes } in sizes {
-            if let Some(table) = TABLES.into_iter().find(|known| known == table) {
-                self.of_leader.table_bytes.get_or_create(&ByTable { table }).set(*bytes);
-            }
-        }
+        self.of_leader.sizes(sizes);
     }
 
     /// How many ModelDeployments stand where, and since when one does.
     pub fn standings(&self, standings: [(Standing, i64, Duration); 4]) {
-        for (standing, count, longest) in standings {
-            let state = ByState { state: standing.word() };
-            self.of_leader.modeldeployments.get_or_create(&state).set(count);
-            self.of_leader.modeldeployments_oldest.get_or_create(&state).set(longest.as_secs_f64());
-        }
+        self.of_leader.standings(standings);
     }
 
     /// Whether this controller leads.
@@ -426,42 +253,10 @@ impl Metrics {
     }
 }
 
-/// Counts what the lease library reports.
-#[derive(Debug)]
-struct Counting(Arc<Metrics>);
-
-impl Observer for Counting {
-    fn heartbeat(&self, ok: bool, took: Duration, left: Duration) {
-        let result = if ok { ResultLabel::Ok } else { ResultLabel::Error };
-        self.0.heartbeats.get_or_create(&ByResult { result }).inc();
-        self.0.heartbeat_duration.observe(took.as_secs_f64());
-        self.0.lease_seconds_left.set(left.as_secs_f64());
-    }
-
-    fn granted(&self, takeover: bool) {
-        let kind = if takeover { GrantKind::Takeover } else { GrantKind::Grant };
-        self.0.grants.get_or_create(&ByKind { kind }).inc();
-    }
-
-    fn wrote(&self, name: &'static str, outcome: &Outcome) {
-        self.0.fenced_writes.get_or_create(&ByCallOutcome { call: name, outcome: outcome.into() }).inc();
-        self.0.not_applied(name, outcome);
-    }
-
-    fn ended(&self, why: &Ended) {
-        let cause = match why {
-            Ended::Overdue { .. } => Cause::Overdue,
-            Ended::Refused(_) => Cause::Refused,
-            Ended::Closed => Cause::Closed,
-        };
-        self.0.sessions_ended.get_or_create(&ByCause { cause }).inc();
-        self.0.lease_seconds_left.set(0.0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::Ended;
     use crate::outcome::Rejection;
 
     #[test]
