@@ -115,6 +115,7 @@ fn live(metrics: &Arc<Metrics>) {
     metrics.epoch(Some(3), true);
     metrics.epoch_attention(Some(epoch::Cause::LostBranch));
     metrics.figures(&Figures { queue_depth: 7, ..Figures::default() });
+    metrics.registry_refused(&[(Reason::NotIssued, 1)]);
     metrics.removed(Kind::Ledger, 3);
     metrics.sizes(&[Size { table: "event".into(), bytes: 8192 }]);
     metrics.standings(Standing::ALL.map(|standing| (standing, 2, Duration::from_secs(9))));

@@ -49,6 +49,9 @@ impl MetricConstructor<Histogram> for Slow {
     }
 }
 
+/// The reasons that speak of the fence itself: people watch them.
+const OF_THE_FENCE: [Reason; 3] = [Reason::Stale, Reason::NotIssued, Reason::WrongKey];
+
 type Seconds = Gauge<f64, AtomicU64>;
 /// A gauge that is not there until it is known: a worker knows nothing of the epoch, and must not say that there is none.
 type Known<M> = Family<[(&'static str, &'static str); 0], M>;
@@ -68,6 +71,7 @@ pub struct Metrics {
     sessions_ended: Family<ByCause, Counter>,
     step_duration: Family<ByStep, Histogram, Slow>,
     of_leader: OfLeader,
+    registry_refusals: Family<ByReason, Counter>,
     rows_removed: Family<ByRemoved, Counter>,
     reconciles: Family<ByResult, Counter>,
     reconcile_duration: Histogram,
@@ -129,6 +133,12 @@ impl Metrics {
                 Family::new_with_constructor(Slow),
             ),
             of_leader: OfLeader::new(r),
+            registry_refusals: add(
+                r,
+                "registry_refusals",
+                "Fenced writes that the database refused, by reason, whoever sent them, while this controller led",
+                Family::default(),
+            ),
             rows_removed: add(r, "rows_removed", "Old rows that were removed, by kind", Family::default()),
             reconciles: add(r, "reconciles", "Reconciliations of a ModelDeployment", Family::default()),
             reconcile_duration: add(r, "reconcile_duration_seconds", "How long they took", Fast.new_metric()),
@@ -152,7 +162,7 @@ impl Metrics {
         };
         // There from the start: a counter that begins with its first event hides that one from rate() and increase().
         new.grants.get_or_create(&ByKind { kind: GrantKind::Takeover }).inc_by(0);
-        for reason in [Reason::Stale, Reason::NotIssued, Reason::WrongKey] {
+        for reason in OF_THE_FENCE {
             new.refused_writes.get_or_create(&ByReason { reason: ReasonLabel(reason) }).inc_by(0);
         }
         Self { registry, ..new }
@@ -190,6 +200,13 @@ impl Metrics {
     /// What the database says of itself.
     pub fn figures(&self, figures: &Figures) {
         self.of_leader.figures(figures);
+    }
+
+    /// The database refused so many more writes, whoever sent them.
+    pub fn registry_refused(&self, refusals: &[(Reason, u64)]) {
+        for (reason, count) in OF_THE_FENCE.map(|reason| (reason, 0)).iter().chain(refusals) {
+            self.registry_refusals.get_or_create(&ByReason { reason: ReasonLabel(*reason) }).inc_by(*count);
+        }
     }
 
     /// Old rows were removed.

@@ -16,7 +16,7 @@ use super::{survey, sweep, upkeep};
 use crate::lease::{AcquireError, Lease, Session, SessionConfig, SessionError};
 use crate::outcome::{Reason, Rejection};
 use crate::retry::{around, jitter};
-use crate::store::{Event, EventCursor};
+use crate::store::{Event, EventCursor, RefusalCursor};
 
 /// The resource whose owner leads.
 pub const LEADERSHIP: &str = "controller/default";
@@ -244,11 +244,16 @@ fn concerned(context: &Context, events: &[Event]) -> HashSet<kube::runtime::refl
 }
 
 async fn figures(context: &Context) {
+    let mut counted = RefusalCursor::default();
     loop {
         context.metrics.standings(context.standings());
         match context.store.figures().await {
             Ok(figures) => context.metrics.figures(&figures),
             Err(error) => tracing::debug!("figures: {error}"),
+        }
+        match context.store.refusals(&mut counted).await {
+            Ok(refusals) => context.metrics.registry_refused(&refusals),
+            Err(error) => tracing::debug!("refusals: {error}"),
         }
         tokio::time::sleep(around(FIGURES)).await;
     }

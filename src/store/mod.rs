@@ -45,7 +45,7 @@ pub use plans::{Event, EventCursor, Figures, Observed, PlanRow, Question, Takeov
 pub use registry::{Model, Version};
 pub use schema::{SchemaState, schema_state};
 pub use sessions::{Claimed, Claims, Heartbeat, Held, Loss, OperationState};
-pub use upkeep::{Cleaned, Kind, Size};
+pub use upkeep::{Cleaned, Kind, RefusalCursor, Size};
 pub use writes::{Address, Counterpart, Write};
 
 /// How to reach the database, and how long to wait for it.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Store;
 use super::call::{CallError, get, interval};
+use crate::outcome::Reason;
 
 /// What is removed once it is old. Never what a fence still needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +60,37 @@ pub struct Size {
     pub bytes: i64,
 }
 
+/// How far refusals were counted. Ids are given before rows are committed: what is newest now is counted the next time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RefusalCursor(Option<(i64, i64)>);
+
 impl Store {
+    /// Writes that were refused since the last call but one, by reason; nothing at the first call. Reads no other rows.
+    /// Needs the role `palisade_reader`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn refusals(&self, cursor: &mut RefusalCursor) -> Result<Vec<(Reason, u64)>, CallError> {
+        let statement = sqlx::query(
+            "SELECT e.last, r.reason, r.refusals FROM (SELECT coalesce(max(id), 0) AS last FROM palisade.refusal) AS e \
+             LEFT JOIN (SELECT reason, count(*) AS refusals FROM palisade.refusal WHERE id > $1 AND id <= $2 GROUP BY reason) AS r ON true",
+        )
+        .bind(cursor.0.map(|(from, _)| from))
+        .bind(cursor.0.map(|(_, to)| to));
+        let rows = self.rows("refusals", self.timeout, statement).await?;
+        let mut refusals = Vec::new();
+        for row in &rows {
+            if let Some(reason) = get::<Option<String>>(row, "reason")? {
+                refusals.push((Reason::from_word(&reason), get::<i64>(row, "refusals")?.unsigned_abs()));
+            }
+        }
+        if let Some(row) = rows.first() {
+            let last = get(row, "last")?;
+            cursor.0 = Some((cursor.0.map_or(last, |(_, to)| to), last));
+        }
+        Ok(refusals)
+    }
+
     /// Ends backends that have kept a lease's row locked, idle, for longer than this. Answers how many.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Retention, as the leader has it.
+//! What the leader does for the database, and tells of it: retention, refusals.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use palisade::store::Kind;
 use serde_json::json;
 
 use crate::stage::Stage;
+use crate::support::postgres::Lease;
 
 /// What a controller did not read is not needed by it: a new leader looks at everything.
 #[tokio::test]
@@ -48,5 +49,25 @@ async fn a_leader_takes_its_lease_anew_before_its_ledger_grows_for_ever() {
     assert_eq!(stage.sql().await.number(takeovers).await, 0);
     stage.patch("churn", json!({"spec": {"model": {"version": 2}}})).await;
     stage.planned("churn", "n.spec->>'version' = '2'").await;
+    replica.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_client_without_metrics_is_refused_the_leader_counts_once() {
+    let stage = Stage::new("refusals").await;
+    let mut client = stage.sql().await;
+    let lease = client.owner("jobs/nightly").await;
+    let forged = Lease { token: lease.token + 1, ..lease };
+    let refused = format!("set_alias({}, 'm', 'champion', 1)", forged.fence(1));
+    client.call(&refused).await.is("rejected: not_issued");
+    let replica = stage.replica("a").await;
+    // From here on it counts: what was refused before was another leader's to tell.
+    replica.tells("palisade_registry_refusals_total{reason=\"not_issued\"} 0").await;
+    for _ in 0..3 {
+        client.call(&refused).await.is("rejected: not_issued");
+    }
+    replica.tells("palisade_registry_refusals_total{reason=\"not_issued\"} 3").await;
+    client.call(&refused).await.is("rejected: not_issued");
+    replica.tells("palisade_registry_refusals_total{reason=\"not_issued\"} 4").await;
     replica.stop().await;
 }
