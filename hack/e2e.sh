@@ -4,23 +4,48 @@
 # chart and tell its stories, and takes everything down, however it ends.
 #
 #   hack/e2e.sh              all stories
-#   hack/e2e.sh --short      the most telling ones
+#   hack/e2e.sh --short      the most telling ones. They install the image of tests, which
+#                            is built already: a release build, which is what users get and
+#                            all others install, takes a cold machine 10 CPU minutes
 #   hack/e2e.sh NAME         those with NAME in their name, and what they need before
 #   hack/e2e.sh --list       what there is
 #
-# Exit code 77, with the reason, where no node can run, or where KUBECONFIG names another
-# cluster: the stories cannot be told there.
+# If KUBECONFIG names a cluster, its current context is used instead of a node, by
+# nothing but its API, as a cluster administrator. Stories that act on the node are not
+# told there; each is named. Its nodes pull what they run, from where you have pushed it
+# (skopeo copy "docker-archive:$(hack/image.sh)" "docker://$PALISADE_E2E_IMAGE"):
+#
+#   PALISADE_E2E_IMAGE            Palisade, as `make image` builds it
+#   PALISADE_E2E_MLSERVER_IMAGE   as hack/images.sh mlserver builds it, here: the models for
+#                                 it stand beside its archive
+#   PALISADE_E2E_POSTGRES_IMAGE   as hack/images.sh postgres builds it, or another one
+#
+# All that is made has names of its own, and goes at the end: namespaces, releases, CRD,
+# policies. The models' database is the chart's throwaway Postgres.
+#
+# Exit code 77, with the reason, where no node can run, where an image is not named, or
+# where Palisade is in the cluster already.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+HERE=$PWD
 cd "$REPO"
+
+RUN='' TELLING='' PREFIX=''
 
 clean_up() {
   local status=$?
   trap '' INT TERM HUP
-  hack/node.sh stop "$RUN/node"
+  if [[ -n $TELLING ]]; then silence; fi
+  if [[ -n $PREFIX ]]; then
+    take_down || status=$((status == 0 ? 1 : status))
+    # It has somebody's credentials.
+    rm -f "$RUN/kubeconfig"
+  else
+    hack/node.sh stop "$RUN/node"
+  fi
   case $status in
-    0 | 130 | 143) rm -rf "$RUN" ;;
+    0 | 77 | 130 | 143) rm -rf "$RUN" ;;
     *)
       rm -rf "$RUN/node/containerd" # the images, unpacked
       say "what it left, logs among it, is in $RUN"
@@ -40,7 +65,7 @@ certificates() {
     openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=postgres" \
       -keyout "$dir/server.key" -out "$dir/server.csr"
     openssl x509 -req -in "$dir/server.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -days 2 \
-      -extfile <(echo "subjectAltName=DNS:postgres.database.svc") -out "$dir/server.crt"
+      -extfile <(echo "subjectAltName=DNS:postgres.store.svc") -out "$dir/server.crt"
   } >"$dir/log" 2>&1 || die "openssl makes no certificates: $(tail -n 3 "$dir/log")"
   chmod 755 "$RUN" "$dir"
   chown postgres "$dir/server.key"
@@ -69,36 +94,159 @@ import() {
   done
 }
 
-main() {
-  local test palisade mlserver postgres helm
-  need cargo "the stories are a test of it"
-  need openssl "it makes the certificates of Postgres"
-  if [[ -n ${KUBECONFIG:-} ]]; then
-    say "KUBECONFIG names a cluster of yours, and the stories stop kubelets, freeze processes and import images: they need a node of their own; unset it"
-    exit 77
-  fi
-  hack/node.sh check
-  PALISADE_PG_VERSION=15 hack/postgres.sh ensure
+# build_stories: sets STORIES.
+build_stories() {
   cargo test --features failpoints --locked --test e2e --no-run >&2
-  test=$(cargo test --features failpoints --locked --test e2e --no-run --message-format=json 2>/dev/null |
+  STORIES=$(cargo test --features failpoints --locked --test e2e --no-run --message-format=json 2>/dev/null |
     sed -n 's/.*"name":"e2e".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
-  [[ -x $test ]] || die "cargo built no test e2e"
-  if [[ " $* " == *" --list "* ]]; then exec "$test" --list; fi
-  helm=$(hack/helm.sh)
-  mlserver=$(hack/images.sh mlserver)
-  postgres=$(hack/images.sh postgres)
-  palisade=$(hack/image.sh --failpoints)
+  [[ -x $STORIES ]] || die "cargo built no test e2e"
+}
+
+# begin ARCHIVE OF MLSERVER: what the stories find, on a node or in a cluster.
+begin() {
   RUN=$(mktemp -d "${TMPDIR:-/tmp}/palisade-e2e.XXXXXX")
   trap clean_up EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
+  mkdir -m 777 "$RUN/tmp"
+  export PALISADE_E2E_DIR=$RUN PALISADE_E2E_PREFIX=$PREFIX PALISADE_E2E_MODELS=${1%.tar}.models PALISADE_E2E_HELM PALISADE_E2E_KUBECTL
+  # What kubectl and helm keep is the run's.
+  export KUBECACHEDIR=$RUN/tmp/kubectl HELM_CACHE_HOME=$RUN/tmp/helm/cache HELM_CONFIG_HOME=$RUN/tmp/helm/config HELM_DATA_HOME=$RUN/tmp/helm/data
+}
+
+# tell COMMAND...: in the background, so that a signal is answered at once; in a session of
+# its own, so that all of it can be ended.
+tell() {
+  local status=0
+  TMPDIR=$RUN/tmp setsid "$@" </dev/null &
+  TELLING=$!
+  wait "$TELLING" || status=$?
+  TELLING=''
+  return "$status"
+}
+
+# silence: ends the stories, and what they have started: helm may be at work.
+silence() {
+  local deadline=$((SECONDS + 20))
+  kill -s TERM -- "-$TELLING" 2>/dev/null || true
+  while kill -0 -- "-$TELLING" 2>/dev/null; do
+    ((SECONDS < deadline)) || kill -s KILL -- "-$TELLING" 2>/dev/null || true
+    pause 0.1
+  done
+}
+
+on_a_node() {
+  local palisade failpoints mlserver postgres
+  export PALISADE_E2E_IMAGE=localhost/palisade:dev PALISADE_E2E_MLSERVER_IMAGE=localhost/mlserver:1.7.1
+  export PALISADE_E2E_POSTGRES_IMAGE=localhost/postgres:15
+  hack/node.sh check
+  PALISADE_PG_VERSION=15 hack/postgres.sh ensure
+  PALISADE_E2E_HELM=$(hack/helm.sh)
+  mlserver=$(hack/images.sh mlserver)
+  postgres=$(hack/images.sh postgres)
+  failpoints=$(hack/image.sh --failpoints)
+  if [[ " $* " == *" --short "* ]]; then PALISADE_E2E_IMAGE=localhost/palisade:failpoints; else palisade=$(hack/image.sh); fi
+  PALISADE_E2E_KUBECTL=$(hack/binaries.sh)/kubectl
+  begin "$mlserver"
   certificates
   hack/node.sh start "$RUN/node" --parent $$ --remove >/dev/null
-  import "$palisade" "$mlserver" "$postgres"
-  mkdir -m 777 "$RUN/tmp"
-  PALISADE_E2E_DIR=$RUN PALISADE_E2E_HELM=$helm PALISADE_E2E_MODELS=${mlserver%.tar}.models \
-    PALISADE_E2E_KUBECTL=$(hack/binaries.sh)/kubectl TMPDIR=$RUN/tmp \
-    hack/node.sh enter "$RUN/node" "$test" "$@"
+  import "$failpoints" ${palisade:+"$palisade"} "$mlserver" "$postgres"
+  KUBECONFIG=$RUN/node/cluster/kubeconfig tell hack/node.sh enter "$RUN/node" "$STORIES" "$@"
+}
+
+# ------------------------------------------------ a cluster that KUBECONFIG names
+
+# want_image VARIABLE WHAT
+want_image() {
+  [[ -z ${!1:-} ]] || return 0
+  say "the nodes of the cluster that KUBECONFIG names pull what they run: $1 must name $2, pushed to where they pull from"
+  MISSING=1
+}
+
+# copy_kubeconfig: its current context alone, complete, in a file of the run. Of relative
+# paths and of another's `use-context` nothing comes in between then.
+copy_kubeconfig() {
+  local error
+  install -m 600 /dev/null "$RUN/kubeconfig"
+  if ! (cd "$HERE" && "$PALISADE_E2E_KUBECTL" config view --raw --flatten --minify) >"$RUN/kubeconfig" 2>"$RUN/error" ||
+    ! "$PALISADE_E2E_KUBECTL" --kubeconfig "$RUN/kubeconfig" version --request-timeout=20s >/dev/null 2>"$RUN/error"; then
+    rm "$RUN/kubeconfig"
+    error=$(tail -n 1 "$RUN/error")
+    die "KUBECONFIG=$KUBECONFIG names no cluster that answers: $error"
+  fi
+  export KUBECONFIG=$RUN/kubeconfig
+}
+
+want_images() {
+  MISSING=''
+  want_image PALISADE_E2E_IMAGE "Palisade's image, as \`make image\` builds it"
+  want_image PALISADE_E2E_MLSERVER_IMAGE "the model server's, as \`hack/images.sh mlserver\` builds it"
+  want_image PALISADE_E2E_POSTGRES_IMAGE "an image of Postgres, as \`hack/images.sh postgres\` builds it"
+  [[ -z $MISSING ]] || exit 77
+}
+
+in_a_cluster() {
+  local mlserver found
+  PALISADE_E2E_HELM=$(hack/helm.sh)
+  PALISADE_E2E_KUBECTL=$(type -P kubectl) || PALISADE_E2E_KUBECTL=$(hack/binaries.sh)/kubectl
+  mlserver=$(hack/images.sh mlserver)
+  PREFIX=palisade-e2e-$(random_token | cut -c1-6)-
+  begin "$mlserver"
+  copy_kubeconfig
+  found=$("$PALISADE_E2E_KUBECTL" get crd,clusterroles,validatingadmissionpolicies -o name |
+    grep -E 'modeldeployments\.palisade\.dev$|/([^/]*-)?palisade-(fence|controller|worker)$' | paste -sd ' ') || true
+  if [[ -n $found ]]; then
+    say "Palisade is in that cluster already, and the stories install, upgrade and uninstall it: $found"
+    exit 77
+  fi
+  tell "$STORIES" "$@"
+}
+
+# take_down: what the run has made in the cluster, whatever of it is there.
+take_down() {
+  local kubectl=$PALISADE_E2E_KUBECTL left='' namespace release object
+  [[ -s $RUN/kubeconfig ]] || return 0
+  say "taking down what was made in the cluster ..."
+  {
+    for namespace in $(own namespaces); do
+      for release in $("$PALISADE_E2E_HELM" list --all --short --namespace "$namespace"); do
+        "$PALISADE_E2E_HELM" uninstall "$release" --namespace "$namespace" --wait --timeout 120s || true
+      done
+    done
+    # Nobody answers them any more.
+    for namespace in $(own namespaces); do
+      for object in $("$kubectl" get modeldeployments --namespace "$namespace" -o name); do
+        "$kubectl" patch "$object" --namespace "$namespace" --type merge --patch '{"metadata":{"finalizers":null}}' || true
+      done
+    done
+    for object in crd validatingadmissionpolicybindings validatingadmissionpolicies clusterrolebindings clusterroles; do
+      for release in $(own "$object"); do "$kubectl" delete "$object" "$release" --timeout=60s || true; done
+    done
+    for namespace in $(own namespaces); do "$kubectl" delete namespace "$namespace" --timeout=300s || true; done
+    for object in namespaces crd validatingadmissionpolicies clusterroles; do
+      left+=$(own "$object") || left+=" perhaps $object"
+    done
+  } >"$RUN/take-down.log" 2>&1 </dev/null
+  if [[ -n $left ]]; then
+    say "not all of it went: $left; the log: $RUN/take-down.log"
+    return 1
+  fi
+}
+
+# own KIND: names of what the run has made. What the chart makes is marked with the
+# namespace of its release.
+own() {
+  "$PALISADE_E2E_KUBECTL" get "$1" -o 'jsonpath={range .items[*]}{.metadata.name} {.metadata.annotations.meta\.helm\.sh/release-namespace}{"\n"}{end}' |
+    awk -v prefix="$PREFIX" 'index($1, prefix) == 1 || index($2, prefix) == 1 { print $1 }'
+}
+
+main() {
+  need cargo "the stories are a test of it"
+  need openssl "it makes the certificates of Postgres"
+  if [[ " $* " == *" --list "* ]]; then build_stories && exec "$STORIES" --list; fi
+  [[ -z ${KUBECONFIG:-} ]] || want_images
+  build_stories
+  if [[ -n ${KUBECONFIG:-} ]]; then in_a_cluster "$@"; else on_a_node "$@"; fi
 }
 
 main "$@"

@@ -1,7 +1,10 @@
 //! Palisade on a real node, as a user installs it: real pods, a real model server, real failures. `make e2e` runs it.
 //!
 //! ```text
-//! world.rs    the node that hack/e2e.sh started, and Postgres beside it: what the stories act on
+//! world.rs    what the stories act on: a cluster, Palisade's surroundings in it, a person's tools
+//! node.rs     what only the node that hack/e2e.sh started allows: its processes, Postgres beside it
+//! cluster.rs  what a cluster that KUBECONFIG names needs instead
+//! models.rs   models, and ModelDeployments that serve them
 //! traffic.rs  clients that ask a model server for predictions, and count what they got
 //! install.rs, predictions.rs, frozen.rs, faults.rs, lifecycle.rs    the stories, in this order, one after the other
 //! ```
@@ -26,10 +29,13 @@ mod observe;
 mod rules;
 
 mod e2e {
+    pub mod cluster;
     pub mod faults;
     pub mod frozen;
     pub mod install;
     pub mod lifecycle;
+    pub mod models;
+    pub mod node;
     pub mod predictions;
     pub mod traffic;
     pub mod world;
@@ -39,23 +45,27 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use e2e::world::World;
+use e2e::world::{World, has_node};
 use e2e::{faults, frozen, install, lifecycle, predictions};
 
 type Telling = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What happens, and whether it is of the short form; the first one is told whatever is asked for.
+/// What happens; the first one is told whatever is asked for.
 struct Story {
     name: &'static str,
+    /// Whether it is of the short form.
     short: bool,
+    /// What it does to a node; empty: nothing, and any cluster will do.
+    to_node: &'static str,
     tell: fn(&'static World) -> Telling,
 }
 
 macro_rules! stories {
-    ($($module:ident::$name:ident $($short:ident)?,)*) => {
+    ($($module:ident::$name:ident $($short:ident)? $(: $to_node:literal)?,)*) => {
         [$(Story {
             name: stringify!($name),
             short: !matches!(stringify!($($short)?), ""),
+            to_node: concat!($($to_node)?),
             tell: |world| Box::pin($module::$name(world)),
         },)*]
     };
@@ -66,9 +76,9 @@ fn stories() -> Vec<Story> {
         install::a_release_installs_from_nothing_and_serves_a_model short,
         install::a_version_whose_digest_is_wrong_never_serves short,
         predictions::not_one_request_fails_while_a_version_replaces_another_and_back short,
-        frozen::a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_refused short,
-        frozen::a_frozen_worker_that_its_probe_kills_is_replaced,
-        faults::all_are_ready_after_kubelet_worker_controller_postgres_and_api_server_failed,
+        frozen::a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_refused short: "freezes and stops processes of pods",
+        frozen::a_frozen_worker_that_its_probe_kills_is_replaced: "freezes a pod",
+        faults::all_are_ready_after_kubelet_worker_controller_postgres_and_api_server_failed: "stops kubelet, API server and Postgres",
         lifecycle::an_upgrade_from_an_older_chart_and_a_rollback_keep_what_serves,
         lifecycle::two_releases_beside_each_other_look_after_their_own,
         lifecycle::an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else,
@@ -107,9 +117,20 @@ async fn main() -> ExitCode {
         let named = wanted.is_empty() || wanted.iter().any(|part| story.name.contains(part.as_str()));
         story.name == first || (named && (story.short || !short))
     });
+    let mut untold = Vec::new();
+    if !has_node() {
+        stories.retain(|story| {
+            if !story.to_node.is_empty() {
+                untold.push(story.name);
+                eprintln!("story {} ... not told: it {}, and the node is not ours", story.name, story.to_node);
+            }
+            story.to_node.is_empty()
+        });
+    }
     let world: &World = Box::leak(Box::new(World::begin().await));
-    let mut failed = Vec::new();
+    let (mut told, mut failed) = (0, Vec::new());
     for story in &stories {
+        told += 1;
         if !tell(world, story).await {
             failed.push(story.name);
             // Without an installation there is nothing to tell of; a later story may do without an earlier one.
@@ -118,8 +139,11 @@ async fn main() -> ExitCode {
             }
         }
     }
-    let told = stories.len();
-    eprintln!("\n{} stories passed, {} failed, {} not told", told - failed.len(), failed.len(), all - told);
     world.end();
+    eprint!("\n{} stories passed, {} failed, {} not told", told - failed.len(), failed.len(), all - told);
+    eprintln!(
+        "{}",
+        if untold.is_empty() { String::new() } else { format!(", for want of a node of ours: {}", untold.join(", ")) }
+    );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

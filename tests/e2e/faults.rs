@@ -7,7 +7,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::frozen::WORKERS;
-use super::world::{SHOP, SYSTEM, World, name, ready, signal};
+use super::models::ready;
+use super::node::{SHOP, SYSTEM, signal};
+use super::world::{World, name};
 use crate::history::{History, Rule, Terms};
 use crate::{observe, rules};
 
@@ -68,9 +70,9 @@ async fn controllers_are_killed(world: &World, version: i64) {
 async fn postgres_is_restarted(world: &World, version: i64) {
     roll_all(world, version);
     tokio::task::block_in_place(|| {
-        world.server.shut_down();
+        world.server().shut_down();
         std::thread::sleep(Duration::from_secs(3));
-        world.server.start_again();
+        world.server().start_again();
     });
     all_serve(world, version).await;
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::world::{SHOP, SYSTEM, TTL, World, is_stopped, name, signal};
+use super::node::{FAILPOINTS, SHOP, SYSTEM, is_stopped, signal};
+use super::world::{TTL, World, name};
 
 /// Right before a fenced write of each step of a rollout: where a pause does the most harm.
 const POINTS: [&str; 9] = [
@@ -34,6 +35,7 @@ fn armed(world: &World, number: usize, point: &str) -> Value {
     // The first process of a PID namespace cannot stop itself.
     spec["shareProcessNamespace"] = true.into();
     let container = &mut spec["containers"][0];
+    container["image"] = FAILPOINTS.into();
     let args = container["args"].as_array_mut().expect("arguments");
     args.retain(|arg| !arg.as_str().is_some_and(|arg| arg.starts_with("--capacity")));
     args.push("--capacity=1".into());

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::install::address;
 use super::traffic::Traffic;
-use super::world::{SHOP, SYSTEM, World, name};
+use super::world::{World, name};
 use crate::support::postgres::root;
 
 /// The field that the older CRD does not have.
@@ -39,7 +39,7 @@ fn crd_has_the_field(world: &World) -> bool {
 }
 
 fn helm(world: &World, args: &[&str]) -> String {
-    world.helm(&[args, &["--namespace", SYSTEM]].concat())
+    world.helm(&[args, &["--namespace", world.system]].concat())
 }
 
 fn upgrade(world: &World, chart: &Path) {
@@ -49,7 +49,8 @@ fn upgrade(world: &World, chart: &Path) {
 
 /// Palisade works: a rollout is carried out.
 async fn works(world: &World, deployment: &str) {
-    let now = world.get(&["mdep", "-n", SHOP, deployment])["status"]["serving"]["version"].as_i64().expect("a version");
+    let now =
+        world.get(&["mdep", "-n", world.shop, deployment])["status"]["serving"]["version"].as_i64().expect("a version");
     world.roll(deployment, 3 - now);
     world.serves(deployment, 3 - now).await;
 }
@@ -84,7 +85,7 @@ fn commands(world: &World) -> Vec<String> {
     let notes = helm(world, &["get", "notes", "palisade"]);
     let last = notes.split("Nobody answers a deletion").nth(1).expect("NOTES speak of deletion");
     let lines = last.lines().map(str::trim).filter(|line| line.starts_with("kubectl "));
-    lines.map(|line| line.replace("NAMESPACE", SHOP).replace("NAME", "kept")).collect()
+    lines.map(|line| line.replace("NAMESPACE", world.shop).replace("NAME", "kept")).collect()
 }
 
 pub async fn an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else(world: &'static World) {
@@ -114,14 +115,14 @@ pub async fn an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else
         ["configmap/palisade-epoch", "customresourcedefinition.apiextensions.k8s.io/modeldeployments.palisade.dev"],
         "what is left"
     );
-    world.kubectl(&["get", "mdep", "-n", SHOP, "iris", "kept"]);
+    world.kubectl(&["get", "mdep", "-n", world.shop, "iris", "kept"]);
     traffic.flows().await;
     // As NOTES say: deleting one is not stuck, and takes what it served along.
     for command in &commands {
         world.shell(command);
     }
     let deleted = || async {
-        let left = world.kubectl(&["get", "mdep,deployments,pods", "-n", SHOP, "-o", "name"]);
+        let left = world.kubectl(&["get", "mdep,deployments,pods", "-n", world.shop, "-o", "name"]);
         if left.contains("kept") { Err(left) } else { Ok(()) }
     };
     let took = world.until("the ModelDeployment and its pods are gone", deleted).await;
@@ -135,49 +136,49 @@ pub async fn an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else
 /// Told before the uninstall: Kubernetes (1.34) follows no ConfigMap of a policy any more, until the API server is restarted,
 /// once the last policy that has one as its parameter was deleted. See docs/install.md.
 pub async fn two_releases_beside_each_other_look_after_their_own(world: &'static World) {
-    let image = "image.repository=localhost/palisade,image.tag=failpoints";
-    let confined = ["--reset-then-reuse-values", "--set", "watchNamespace=shop", "--wait", "--timeout", "180s"];
-    helm(world, &[&["upgrade", "palisade", "charts/palisade"][..], &confined].concat());
-    for namespace in ["second-system", "second-shop"] {
+    let confined = format!("watchNamespace={}", world.shop);
+    let values = ["--reset-then-reuse-values", "--set", &confined, "--wait", "--timeout", "180s"];
+    helm(world, &[&["upgrade", "palisade", "charts/palisade"][..], &values].concat());
+    let (system, shop) = (world.namespace("second-system"), world.namespace("second-shop"));
+    for namespace in [&system, &shop] {
         world.kubectl(&["create", "namespace", namespace]);
     }
-    let throwaway = "postgres.enabled=true,postgres.image=localhost/postgres:15,postgres.persistence.enabled=false";
     world.helm(&[
         "install",
         "second",
         "charts/palisade",
         "--namespace",
-        "second-system",
+        &system,
         "--set",
-        image,
+        &world.image(),
         "--set",
-        "crds.enabled=false,watchNamespace=second-shop",
+        &format!("crds.enabled=false,watchNamespace={shop}"),
         "--set",
-        throwaway,
+        &world.throwaway(),
         "--wait",
         "--timeout",
         "180s",
     ]);
-    for (release, namespace) in [("palisade", SYSTEM), ("second", "second-system")] {
+    for (release, namespace) in [("palisade", world.system), ("second", &system)] {
         world.helm(&["test", release, "--namespace", namespace, "--timeout", "120s"]);
     }
     let policies = world.kubectl(&["get", "validatingadmissionpolicies", "-o", "name"]);
     for policy in ["palisade-fence", "second-palisade-fence"] {
         assert!(policies.lines().any(|line| line.ends_with(&format!("/{policy}"))), "no {policy}: {policies}");
     }
-    second_serves(world).await;
+    second_serves(world, &system, &shop).await;
     works(world, "iris").await;
-    world.helm(&["uninstall", "second", "--namespace", "second-system", "--wait", "--timeout", "120s"]);
-    world.kubectl(&["delete", "namespace", "second-system", "second-shop", "--timeout=120s"]);
+    world.helm(&["uninstall", "second", "--namespace", &system, "--wait", "--timeout", "120s"]);
+    world.kubectl(&["delete", "namespace", &system, &shop, "--timeout=120s"]);
     works(world, "iris").await;
 }
 
 /// Its registry is reached by its own Secret, from a pod of its own image.
-async fn second_serves(world: &World) {
+async fn second_serves(world: &World, system: &str, shop: &str) {
     let job = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "register", "namespace": "second-system"},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "register", "namespace": system},
         "spec": {"restartPolicy": "Never", "containers": [{
-            "name": "register", "image": super::world::PALISADE, "imagePullPolicy": "IfNotPresent",
+            "name": "register", "image": world.images.palisade, "imagePullPolicy": "IfNotPresent",
             "args": ["model", "register", "small", "--source", "s3://models/small", "--digest", format!("sha256:{}", "0".repeat(64))],
             "env": [{"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": {"name": "second-palisade-postgres", "key": "registry-url"}}}],
         }]},
@@ -185,15 +186,15 @@ async fn second_serves(world: &World) {
     world.apply(&[job]);
     world.kubectl(&[
         "-n",
-        "second-system",
+        system,
         "wait",
         "--for=jsonpath={.status.phase}=Succeeded",
         "--timeout=120s",
         "pod/register",
     ]);
     let mut object: Value = world.small("theirs", 1);
-    object["metadata"]["namespace"] = "second-shop".into();
+    object["metadata"]["namespace"] = shop.into();
     world.apply(&[object]);
-    world.kubectl(&["-n", "second-shop", "wait", "--for=condition=Ready", "--timeout=120s", "mdep/theirs"]);
-    world.kubectl(&["-n", "second-shop", "delete", "mdep", "theirs", "--timeout=120s"]);
+    world.kubectl(&["-n", shop, "wait", "--for=condition=Ready", "--timeout=120s", "mdep/theirs"]);
+    world.kubectl(&["-n", shop, "delete", "mdep", "theirs", "--timeout=120s"]);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::install::address;
 use super::traffic::{Counts, Traffic};
-use super::world::{SHOP, World};
+use super::world::World;
 
 /// From one version to another, under traffic; how long until the Service had moved and all was done.
 async fn roll(world: &World, traffic: &Traffic, from: i64, to: i64) -> Duration {
@@ -21,7 +21,7 @@ async fn roll(world: &World, traffic: &Traffic, from: i64, to: i64) -> Duration 
     traffic.flows().await;
     only(&traffic.look(), &[to], &[from, to]);
     let ended = || async {
-        match world.pods(SHOP, "palisade.dev/deployment=iris").len() {
+        match world.pods(world.shop, "palisade.dev/deployment=iris").len() {
             1 => Ok(()),
             count => Err(format!("{count} pods")),
         }

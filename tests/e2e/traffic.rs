@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axum::http::Request;
+use kube::Client;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -13,6 +15,15 @@ use tokio::task::JoinSet;
 /// How long one request may take: a model server that starts beside it needs both cores.
 const LIMIT: Duration = Duration::from_secs(20);
 const QUESTION: &str = r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP64","data":[5.1,3.5,1.4,0.2]}]}"#;
+
+/// How a request gets to a server.
+#[derive(Clone)]
+pub enum Way {
+    /// To its address, from the network of our node.
+    Address(String),
+    /// To a Service, by a path of the API server, which chooses one of its pods each time: from anywhere.
+    Proxy(Client, String),
+}
 
 /// What one request came to.
 enum Answer {
@@ -56,16 +67,26 @@ fn parse(bytes: &[u8]) -> Result<Option<Answer>, String> {
 }
 
 /// A page, by one request.
-pub async fn get(address: &str, path: &str) -> Result<String, String> {
-    let mut stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    let text = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    match tokio::time::timeout(LIMIT, ask(&mut stream, false, &text)).await {
-        Ok(Ok(Answer::Body(200, body))) => Ok(body),
-        Ok(Ok(Answer::Body(status, body))) => Err(format!("{status}: {body}")),
-        Ok(Ok(Answer::Stale)) => Err("closed".to_owned()),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err("no answer in time".to_owned()),
-    }
+pub async fn get(way: &Way, path: &str) -> Result<String, String> {
+    let page = async {
+        match way {
+            Way::Address(address) => {
+                let mut stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+                let text = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+                match ask(&mut stream, false, &text).await? {
+                    Answer::Body(200, body) => Ok(body),
+                    Answer::Body(status, body) => Err(format!("{status}: {body}")),
+                    Answer::Stale => Err("closed".to_owned()),
+                }
+            }
+            Way::Proxy(client, base) => through(client, Request::get(format!("{base}{path}")).body(Vec::new())).await,
+        }
+    };
+    tokio::time::timeout(LIMIT, page).await.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+}
+
+async fn through(client: &Client, request: axum::http::Result<Request<Vec<u8>>>) -> Result<String, String> {
+    client.request_text(request.expect("a request")).await.map_err(|error| error.to_string())
 }
 
 /// The version that an answer is by: what it says, and what its output says, agree.
@@ -84,12 +105,20 @@ fn version_of(status: u16, body: &str) -> Result<i64, String> {
 }
 
 /// Asks once, over a connection that is kept for the next time if it is one of those.
-async fn predict(address: &str, kept: Option<&mut Option<TcpStream>>, tally: &Tally) -> Result<i64, String> {
+async fn predict(way: &Way, kept: Option<&mut Option<TcpStream>>, tally: &Tally) -> Result<i64, String> {
+    let path = "/v2/models/iris/infer";
+    let address = match way {
+        Way::Address(address) => address,
+        Way::Proxy(client, base) => {
+            let request = Request::post(format!("{base}{path}")).header("Content-Type", "application/json");
+            return version_of(200, &through(client, request.body(QUESTION.into())).await?);
+        }
+    };
     let keep = kept.is_some();
     let connection = if keep { "keep-alive" } else { "close" };
     let length = QUESTION.len();
     let text = format!(
-        "POST /v2/models/iris/infer HTTP/1.1\r\nHost: iris\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: iris\r\nContent-Type: application/json\r\n\
          Content-Length: {length}\r\nConnection: {connection}\r\n\r\n{QUESTION}"
     );
     let mut none = None;
@@ -152,18 +181,18 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// So many clients with a new connection for each request, and as many that keep theirs.
-    pub fn start(address: &str, each: usize) -> Traffic {
+    /// So many clients with a new connection for each request, and as many that keep theirs, where there is one to keep.
+    pub fn start(way: &Way, each: usize) -> Traffic {
         let (tally, stop) = (Tally::default(), Arc::<AtomicBool>::default());
         let mut clients = JoinSet::new();
         for number in 0..2 * each {
-            let (tally, stop, address) = (tally.clone(), Arc::clone(&stop), address.to_owned());
+            let (tally, stop, way) = (tally.clone(), Arc::clone(&stop), way.clone());
             clients.spawn(async move {
-                let (keeps, mut kept) = (number < each, None);
+                let (keeps, mut kept) = (number < each && matches!(way, Way::Address(_)), None);
                 while !stop.load(Ordering::Relaxed) {
                     let slot = keeps.then_some(&mut kept);
                     let began = Instant::now();
-                    let answer = tokio::time::timeout(LIMIT, predict(&address, slot, &tally)).await;
+                    let answer = tokio::time::timeout(LIMIT, predict(&way, slot, &tally)).await;
                     tally.note(keeps, began.elapsed(), answer.unwrap_or_else(|_| Err("no answer in time".to_owned())));
                     tokio::time::sleep(Duration::from_millis(25)).await;
                 }
@@ -185,7 +214,7 @@ impl Traffic {
         };
         let (before, began) = (answered(), Instant::now());
         while answered() < before + 10 * self.clients.len() {
-            assert!(began.elapsed() < super::world::PATIENCE, "no answers: {:?}", self.tally.lock());
+            assert!(began.elapsed() < super::world::patience(), "no answers: {:?}", self.tally.lock());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -1,124 +1,159 @@
-//! The node that hack/e2e.sh started, in whose network this process runs; Postgres beside it, with TLS; and an HTTP server
-//! with the models' artifacts.
+//! What the stories act on: a cluster, Palisade's surroundings in it, and the tools of a person who uses it.
+//!
+//! The cluster is the node that hack/e2e.sh started (node.rs), or one of somebody's that `KUBECONFIG` names (cluster.rs).
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use axum::Router;
-use axum::extract::Path as Route;
-use kube::api::{Api, DynamicObject};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::discovery::ApiResource;
-use kube::{Client, Config};
-use palisade::crd::ModelDeployment;
-use rustix::process::{Pid, Signal, kill_process};
+use kube::Client;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
+use super::cluster::Forward;
+use super::node;
 use crate::support::postgres::{Conn, Server, root};
 
-/// The release's namespace, and the one of the models.
-pub const SYSTEM: &str = "palisade-system";
-pub const SHOP: &str = "shop";
-/// The node's address, as hack/node.sh has it: pods reach this process there.
-const NODE: &str = "10.244.0.1";
-const ARTIFACTS: u16 = 9000;
 /// As the release is installed.
 pub const TTL: Duration = Duration::from_secs(8);
-/// How long anything may take: two cores, and a model server needs several seconds of both.
-pub const PATIENCE: Duration = Duration::from_secs(180);
-
-pub const PALISADE: &str = "localhost/palisade:failpoints";
-pub const MLSERVER: &str = "localhost/mlserver:1.7.1";
-pub const PAUSE: &str = "localhost/pause:1";
+/// In the model server's image.
+pub const PYTHON: &str = "/usr/bin/python3.11";
 
 pub struct World {
-    /// Of this run: `node/` is the node's.
+    /// Of this run.
     pub dir: PathBuf,
     pub client: Client,
-    pub server: Server,
-    kubectl: PathBuf,
+    pub place: Place,
+    /// The release's namespace, and the one of the models.
+    pub system: &'static str,
+    pub shop: &'static str,
+    pub images: Images,
+    pub kubectl: PathBuf,
     helm: PathBuf,
-    models: PathBuf,
+    pub models: PathBuf,
 }
 
-fn setting(name: &str) -> PathBuf {
-    std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set: run this by hack/e2e.sh")).into()
+/// Whose cluster it is, and what of it only one kind has: the database.
+pub enum Place {
+    Node(Server),
+    Cluster(Forward),
+}
+
+pub struct Images {
+    pub palisade: String,
+    pub mlserver: String,
+    pub postgres: String,
+}
+
+fn setting(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run this by hack/e2e.sh"))
+}
+
+/// What names of namespaces begin with in a cluster of somebody's, where others may be taken; on a node of our own, nothing.
+fn prefix() -> String {
+    std::env::var("PALISADE_E2E_PREFIX").unwrap_or_default()
+}
+
+/// Whether the node is ours: then stories may act on it.
+pub fn has_node() -> bool {
+    prefix().is_empty()
+}
+
+/// How long anything may take: two cores, and a model server needs several seconds of both. Nodes of somebody's may have
+/// to pull its image.
+pub fn patience() -> Duration {
+    Duration::from_secs(if has_node() { 180 } else { 600 })
 }
 
 impl World {
     /// Everything but Palisade.
     pub async fn begin() -> World {
-        let dir = setting("PALISADE_E2E_DIR");
-        let kubeconfig = Kubeconfig::read_from(dir.join("node/cluster/kubeconfig")).expect("a kubeconfig");
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-        let world = World {
-            client: Client::try_from(config.expect("a good kubeconfig")).expect("a client"),
-            server: tokio::task::spawn_blocking(Server::start).await.expect("Postgres"),
-            kubectl: setting("PALISADE_E2E_KUBECTL"),
-            helm: setting("PALISADE_E2E_HELM"),
-            models: setting("PALISADE_E2E_MODELS"),
-            dir,
+        let place = if has_node() {
+            Place::Node(tokio::task::spawn_blocking(Server::start).await.expect("Postgres"))
+        } else {
+            Place::Cluster(Forward::default())
         };
-        world.serve_artifacts().await;
-        world.offer_database().await;
+        let world = World {
+            dir: setting("PALISADE_E2E_DIR").into(),
+            // Repeats nothing: a request of a story that fails has failed.
+            client: palisade::cluster::client(None, None).await.expect("a client"),
+            place,
+            system: (prefix() + node::SYSTEM).leak(),
+            shop: (prefix() + node::SHOP).leak(),
+            images: Images {
+                palisade: setting("PALISADE_E2E_IMAGE"),
+                mlserver: setting("PALISADE_E2E_MLSERVER_IMAGE"),
+                postgres: setting("PALISADE_E2E_POSTGRES_IMAGE"),
+            },
+            helm: setting("PALISADE_E2E_HELM").into(),
+            kubectl: setting("PALISADE_E2E_KUBECTL").into(),
+            models: setting("PALISADE_E2E_MODELS").into(),
+        };
+        for namespace in [&world.store(), world.system, world.shop] {
+            world.kubectl(&["create", "namespace", namespace]);
+        }
+        if let Place::Node(server) = &world.place {
+            world.offer_database(server).await;
+        }
+        world.serve_artifacts();
         world
     }
 
-    /// Postgres behind a Service, as a name that its certificate is for, and a Secret with the logins that the chart
-    /// asks for.
-    async fn offer_database(&self) {
-        let mut sql = Conn::open(&self.server.url).await;
-        sql.run("CREATE DATABASE palisade").await;
-        sql.run("CREATE ROLE admin SUPERUSER LOGIN PASSWORD 'migration'").await;
-        sql.close().await;
-        for namespace in ["database", SYSTEM, SHOP] {
-            self.kubectl(&["create", "namespace", namespace]);
-        }
-        let url =
-            |user: &str, password: &str| format!("postgres://{user}:{password}@postgres.database.svc:5432/palisade");
-        let ca = fs::read_to_string(self.dir.join("tls/ca.crt")).expect("the CA");
-        self.apply(&[
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "postgres", "namespace": "database"},
-                   "spec": {"ports": [{"name": "sql", "port": 5432}]}}),
-            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-                   "metadata": {"name": "postgres", "namespace": "database", "labels": {"kubernetes.io/service-name": "postgres"}},
-                   "addressType": "IPv4", "endpoints": [{"addresses": [NODE]}],
-                   "ports": [{"name": "sql", "port": self.server.port()}]}),
-            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "database", "namespace": SYSTEM},
-                   "stringData": {
-                       "migration-url": url("admin", "migration"),
-                       "controller-url": url("release_controller", "of-the-controller"),
-                       "worker-url": url("release_worker", "of-the-worker"),
-                       "registry-url": url("release_registry", "of-the-registry"),
-                   }}),
-            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "database-ca", "namespace": SYSTEM},
-                   "stringData": {"ca.crt": ca}}),
-        ]);
+    /// A namespace of this run.
+    pub fn namespace(&self, name: &str) -> String {
+        prefix() + name
     }
 
-    async fn serve_artifacts(&self) {
-        let models = self.models.clone();
-        let one = move |Route(name): Route<String>| {
-            let file = models.join(name);
-            async move { fs::read(file).map_err(|_| axum::http::StatusCode::NOT_FOUND) }
+    /// The one of what is neither Palisade nor a model.
+    pub fn store(&self) -> String {
+        self.namespace("store")
+    }
+
+    // ------------------------------------------------ the release
+
+    /// Values of the chart that name the image of Palisade.
+    pub fn image(&self) -> String {
+        let image = &self.images.palisade;
+        let (name, key, value) = match image.split_once('@') {
+            Some((name, digest)) => (name, "digest", digest),
+            // A colon before the last slash is that of a port.
+            None => match image.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+                Some((name, tag)) => (name, "tag", tag),
+                None => (image.as_str(), "tag", "latest"),
+            },
         };
-        let listener = tokio::net::TcpListener::bind((NODE, ARTIFACTS)).await.expect("a port");
-        let router = Router::new().route("/{name}", axum::routing::get(one));
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        format!("image.repository={name},image.{key}={value}")
+    }
+
+    /// Values of the chart that name it.
+    pub fn database(&self) -> String {
+        match &self.place {
+            Place::Node(_) => node::DATABASE.to_owned(),
+            Place::Cluster(_) => self.throwaway(),
+        }
+    }
+
+    /// The chart's own Postgres. It is not to outlive anything, and needs no StorageClass then.
+    pub fn throwaway(&self) -> String {
+        format!("postgres.enabled=true,postgres.image={},postgres.persistence.enabled=false", self.images.postgres)
+    }
+
+    fn url(&self, login: &str) -> String {
+        match &self.place {
+            Place::Node(server) => server.url_of(login, "palisade"),
+            Place::Cluster(forward) => forward.url_of(self, login),
+        }
+    }
+
+    pub async fn sql(&self) -> Conn {
+        Conn::open(&self.url("postgres")).await
     }
 
     // ------------------------------------------------ tools
 
     fn run(&self, program: &Path, args: &[&str], input: Option<&str>) -> Output {
         let mut command = Command::new(program);
-        command.args(args).env("KUBECONFIG", self.dir.join("node/cluster/kubeconfig")).current_dir(root());
-        for name in ["KUBECACHEDIR", "HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-            command.env(name, self.dir.join("tmp").join(name));
-        }
+        command.args(args).current_dir(root());
         command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
         if let Some(input) = input {
@@ -182,108 +217,13 @@ impl World {
     #[track_caller]
     pub fn palisade(&self, login: &str, args: &[&str]) -> String {
         let mut command = Command::new(env!("CARGO_BIN_EXE_palisade"));
-        command.args(args).env("DATABASE_URL", self.server.url_of(login, "palisade")).env_remove("KUBECONFIG");
+        command.args(args).env("DATABASE_URL", self.url(login)).env_remove("KUBECONFIG");
         let output = command.stdin(Stdio::null()).output().expect("the program starts");
         assert!(output.status.success(), "palisade {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    pub async fn sql(&self) -> Conn {
-        Conn::open(&self.server.url_of("postgres", "palisade")).await
-    }
-
-    // ------------------------------------------------ models
-
-    pub fn artifact(&self, version: u32) -> (String, String) {
-        let bytes = fs::read(self.models.join(format!("{version}.tar.gz"))).expect("an artifact");
-        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
-        (format!("http://{NODE}:{ARTIFACTS}/{version}.tar.gz"), digest)
-    }
-
-    /// What a user registers; the version's number.
-    pub fn register(&self, model: &str, source: &str, digest: &str) -> i64 {
-        let printed =
-            self.palisade("release_registry", &["model", "register", model, "--source", source, "--digest", digest]);
-        printed.trim().parse().expect("a version's number")
-    }
-
-    /// Three versions of a model whose artifact nobody fetches, unless an earlier story has registered them.
-    pub fn register_small(&self) {
-        let known = self.palisade("postgres", &["model", "ls", "-o", "json"]).contains("\"small\"");
-        for version in (1..=3).filter(|_| !known) {
-            assert_eq!(self.register("small", "s3://models/small", &format!("sha256:{version:064x}")), version);
-        }
-    }
-
-    /// A ModelDeployment of the iris model: the artifact is fetched and verified before the server starts.
-    pub fn iris(&self, name: &str, model: &str, version: i64) -> Value {
-        let mount = json!([{"name": "models", "mountPath": "/models"}, {"name": "tmp", "mountPath": "/tmp"}]);
-        let closed = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
-        json!({
-            "apiVersion": "palisade.dev/v1alpha1", "kind": "ModelDeployment",
-            "metadata": {"name": name, "namespace": SHOP},
-            "spec": {
-                "model": {"name": model, "version": version},
-                "service": {"port": 8080},
-                "template": {"spec": {
-                    "securityContext": {"runAsNonRoot": true, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-                    "initContainers": [{
-                        "name": "fetch", "image": PALISADE, "imagePullPolicy": "IfNotPresent",
-                        "args": ["fetch", "--to", "/models/model", "--unpack"],
-                        "terminationMessagePolicy": "FallbackToLogsOnError",
-                        "securityContext": closed.clone(), "volumeMounts": mount.clone(),
-                    }],
-                    "containers": [{
-                        "name": "model", "image": MLSERVER, "imagePullPolicy": "IfNotPresent",
-                        "args": ["start", "/models/model"], "env": [{"name": "MLSERVER_PARALLEL_WORKERS", "value": "0"}],
-                        "ports": [{"containerPort": 8080}],
-                        "readinessProbe": {"httpGet": {"path": "/v2/models/iris/ready", "port": 8080}, "periodSeconds": 1},
-                        "securityContext": closed, "volumeMounts": mount,
-                    }],
-                    "volumes": [{"name": "models", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
-                }},
-            },
-        })
-    }
-
-    /// One whose pods are there at once: what serves is of no interest.
-    pub fn small(&self, name: &str, version: i64) -> Value {
-        json!({
-            "apiVersion": "palisade.dev/v1alpha1", "kind": "ModelDeployment",
-            "metadata": {"name": name, "namespace": SHOP},
-            "spec": {
-                "model": {"name": "small", "version": version},
-                "service": {"port": 8080},
-                "strategy": {"drainSeconds": 1},
-                "revisionHistoryLimit": 0,
-                "template": {"spec": {
-                    "terminationGracePeriodSeconds": 1,
-                    "containers": [{"name": "model", "image": PAUSE, "imagePullPolicy": "IfNotPresent"}],
-                }},
-            },
-        })
-    }
-
-    pub fn roll(&self, name: &str, version: i64) {
-        let patch = json!({"spec": {"model": {"version": version}}}).to_string();
-        self.kubectl(&["-n", SHOP, "patch", "mdep", name, "--type", "merge", "-p", &patch]);
-    }
-
-    pub fn deployments(&self) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), SHOP, &ApiResource::erase::<ModelDeployment>(&()))
-    }
-
-    /// Waits until it is Ready, and serves this version.
-    pub async fn serves(&self, name: &str, version: i64) -> Duration {
-        let what = format!("{name} serves version {version}");
-        self.until(&what, || async {
-            let object = self.deployments().get(name).await.map_err(|error| error.to_string())?;
-            let status = &object.data["status"];
-            let ready = ready(&object) && status["serving"]["version"] == version;
-            if ready { Ok(()) } else { Err(status.to_string()) }
-        })
-        .await
-    }
+    // ------------------------------------------------ what is seen
 
     /// Waits until `check` is content; how long it took. Says at last what was in the way.
     pub async fn until<F, T: std::fmt::Display>(&self, what: &str, check: impl Fn() -> F) -> Duration
@@ -294,13 +234,11 @@ impl World {
         loop {
             match check().await {
                 Ok(()) => return began.elapsed(),
-                Err(last) => assert!(began.elapsed() < PATIENCE, "waited in vain until {what}: {last}"),
+                Err(last) => assert!(began.elapsed() < patience(), "waited in vain until {what}: {last}"),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-
-    // ------------------------------------------------ pods and processes
 
     /// Pods of a part of the release that run and are not going.
     pub fn pods(&self, namespace: &str, selector: &str) -> Vec<Value> {
@@ -308,62 +246,6 @@ impl World {
         let pods = list["items"].as_array().cloned().unwrap_or_default();
         let lives = |pod: &Value| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running";
         pods.into_iter().filter(lives).collect()
-    }
-
-    /// The cgroup of a pod's only container, in the hierarchy of the freezer.
-    fn cgroup(&self, pod: &Value) -> PathBuf {
-        let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().expect("a container");
-        let id = id.rsplit('/').next().expect("an id");
-        let own = fs::read_to_string(self.dir.join("node/cgroup")).expect("the run's cgroup");
-        let version_1 = Path::new("/sys/fs/cgroup/freezer");
-        let base = if version_1.exists() { version_1 } else { Path::new("/sys/fs/cgroup") };
-        let mut folders = vec![base.join(own.trim())];
-        while let Some(folder) = folders.pop() {
-            if folder.ends_with(id) {
-                return folder;
-            }
-            let below = fs::read_dir(&folder).into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path());
-            folders.extend(below.filter(|path| path.is_dir()));
-        }
-        panic!("container {id} has no cgroup");
-    }
-
-    /// The PID of a container's first process, as this process sees it.
-    pub fn pid(&self, pod: &Value) -> i32 {
-        let text = fs::read_to_string(self.cgroup(pod).join("cgroup.procs")).expect("its processes");
-        text.lines().filter_map(|line| line.parse().ok()).min().expect("a process")
-    }
-
-    /// Stops all processes of a container where they are.
-    pub fn freeze(&self, pod: &Value) {
-        self.freezer(pod, "FROZEN", "1");
-    }
-
-    pub fn thaw(&self, pod: &Value) {
-        self.freezer(pod, "THAWED", "0");
-    }
-
-    fn freezer(&self, pod: &Value, one: &str, two: &str) {
-        let cgroup = self.cgroup(pod);
-        let (file, value) = match cgroup.join("freezer.state") {
-            file if file.exists() => (file, one),
-            _ => (cgroup.join("cgroup.freeze"), two),
-        };
-        fs::write(&file, value).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    }
-
-    /// A process of the node or the control plane.
-    pub fn component(&self, name: &str) -> i32 {
-        let file = self.dir.join("node").join(format!("{name}.pid"));
-        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        text.trim().parse().expect("a PID")
-    }
-
-    /// A page of a pod's own HTTP server.
-    pub async fn page(&self, pod: &Value, path: &str) -> String {
-        let address = pod["status"]["podIP"].as_str().expect("an address");
-        let answer = super::traffic::get(&format!("{address}:8080"), path).await;
-        answer.unwrap_or_else(|error| panic!("{path} of {}: {error}", name(pod)))
     }
 
     /// What a person wants to know of a failure.
@@ -374,7 +256,7 @@ impl World {
             &[
                 "logs",
                 "-n",
-                SYSTEM,
+                self.system,
                 "-l",
                 "app.kubernetes.io/name=palisade",
                 "--tail=25",
@@ -384,46 +266,30 @@ impl World {
         ] {
             let output = self.try_kubectl(args);
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let lines: Vec<&str> = text.lines().collect();
+            let lines: Vec<&str> = text.lines().filter(|line| line.contains(&prefix())).collect();
             eprintln!("--- kubectl {}\n{}", args.join(" "), lines[lines.len().saturating_sub(60)..].join("\n"));
         }
     }
 
     /// What a story that failed has left behind must not trouble the next one.
     pub fn tidy(&self) {
-        let two_workers = ["-n", SYSTEM, "scale", "deployment/palisade-worker", "--replicas=2"];
+        let two_workers = ["-n", self.system, "scale", "deployment/palisade-worker", "--replicas=2"];
         self.try_kubectl(&two_workers);
-        self.try_kubectl(&["-n", SYSTEM, "delete", "pods", "-l", "story", "--force", "--grace-period=0"]);
+        self.try_kubectl(&["-n", self.system, "delete", "pods", "-l", "story", "--force", "--grace-period=0"]);
         let all =
-            String::from_utf8(self.try_kubectl(&["-n", SHOP, "get", "mdep", "-o", "name"]).stdout).expect("names");
+            String::from_utf8(self.try_kubectl(&["-n", self.shop, "get", "mdep", "-o", "name"]).stdout).expect("names");
         for object in all.lines().filter(|object| !object.ends_with("/iris")) {
-            self.try_kubectl(&["-n", SHOP, "delete", object, "--timeout=60s"]);
+            self.try_kubectl(&["-n", self.shop, "delete", object, "--timeout=60s"]);
         }
     }
 
     pub fn end(&self) {
-        self.server.stop();
+        if let Place::Node(server) = &self.place {
+            server.stop();
+        }
     }
-}
-
-/// Whether it says Ready of its newest generation.
-pub fn ready(object: &DynamicObject) -> bool {
-    let status = &object.data["status"];
-    let conditions = status["conditions"].as_array().map_or(&[][..], Vec::as_slice);
-    status["observedGeneration"].as_i64() == object.metadata.generation
-        && conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
 pub fn name(object: &Value) -> &str {
     object["metadata"]["name"].as_str().expect("a name")
-}
-
-pub fn signal(pid: i32, signal: Signal) {
-    kill_process(Pid::from_raw(pid).expect("a PID"), signal).expect("the process is there");
-}
-
-/// Whether SIGSTOP has stopped it.
-pub fn is_stopped(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
