@@ -45,7 +45,6 @@ struct Place<'a> {
     cluster: &'a Cluster,
     client: Client,
     db: Db<'a>,
-    store: Store,
     kubeconfig: std::path::PathBuf,
 }
 
@@ -189,7 +188,9 @@ impl Place<'_> {
     /// What workers do for all that is due: objects, and what the registry records of them.
     async fn work(&self) {
         let config = SessionConfig::new("worker", Duration::from_secs(600));
-        let session = Session::open(self.store.clone(), config).await.expect("a session");
+        // Closed at the end: a backend that is kept, idle, tells what it wrote up to ten seconds later.
+        let store = self.store();
+        let session = Session::open(store.clone(), config).await.expect("a session");
         loop {
             let claimed = session.claim(500).await.expect("an answer");
             if claimed.is_empty() {
@@ -199,6 +200,11 @@ impl Place<'_> {
             stream::iter(work).buffer_unordered(AT_ONCE).count().await;
         }
         session.close().await.expect("closed");
+        store.close().await;
+    }
+
+    fn store(&self) -> Store {
+        Store::new(&StoreConfig::new(self.db.url.clone(), "benchmark")).expect("a store")
     }
 
     async fn roll_out(&self, lease: Lease, plan: Plan) {
@@ -253,9 +259,12 @@ impl Place<'_> {
     /// Rows that were written to the registry: everything but sessions and the leader's own lease.
     async fn registry_writes(&self) -> i64 {
         let mut sql = self.db.sql().await;
-        // A backend's figures are complete when it has ended.
-        sql.wait_until("NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name LIKE 'palisade controller%')")
-            .await;
+        // A backend's figures are complete when it has ended: the controller's, and those that rolled out.
+        sql.wait_until(
+            "NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+             AND backend_type = 'client backend' AND pid <> pg_backend_pid())",
+        )
+        .await;
         sql.run("SELECT pg_stat_clear_snapshot()").await;
         let tables = sql.number(
             "SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0) FROM pg_stat_user_tables WHERE schemaname = 'palisade'
@@ -301,9 +310,10 @@ pub async fn run(bench: &Bench, server: &Server) {
     let kubeconfig = cluster.kubeconfig_for(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT).await;
     freeze(&cluster);
     let db = Db::new(bench, server).await;
-    let store = Store::new(&StoreConfig::new(db.url.clone(), "benchmark")).expect("a store");
+    let place = Place { bench, client: cluster.admin().await, cluster: &cluster, db, kubeconfig };
+    let store = place.store();
     register(&store).await;
-    let place = Place { bench, client: cluster.admin().await, cluster: &cluster, db, store, kubeconfig };
+    store.close().await;
     let mut sizes = vec![100, 1_000];
     sizes.extend(bench.pick(Some(LARGEST), None));
     let (mut from, mut least) = (0, None);
@@ -319,7 +329,6 @@ pub async fn run(bench: &Bench, server: &Server) {
         least = least.or(Some((count, memory)));
         from = count;
     }
-    place.store.close().await;
     cluster.stop();
 }
 
