@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# hack/test.sh [ARGS of cargo test]: all tests; without ARGS, then those of the
-# database once more on each other supported version of Postgres, unless
+# hack/test.sh [ARGS of cargo test]: all tests; without ARGS, then the most telling
+# stories on a real node (hack/e2e.sh --short), where this machine can run one, and
+# those of the database once more on each other supported version of Postgres, unless
 # PALISADE_PG_VERSION or PALISADE_PG_BIN names one. They start the Postgres and the
 # Kubernetes that they need by hack/postgres.sh and hack/cluster.sh; here we only
 # see to it that the programs are there, so that no test's time limit has to cover a
-# build, and that nothing runs on afterwards. On a real node: hack/e2e.sh.
+# build, and that nothing runs on afterwards.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -45,6 +46,18 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 export TMPDIR=$RUN
 cargo test --features failpoints --locked "$@"
+
+if (($# == 0)); then
+  say "tests: on a real node"
+  status=0
+  # Not on a cluster of yours: whoever wants that says so, by make e2e.
+  env -u KUBECONFIG "$REPO/hack/e2e.sh" --short || status=$?
+  case $status in
+    0) ;;
+    77) say "tests: SKIPPED on a real node; why is said above" ;;
+    *) exit "$status" ;;
+  esac
+fi
 
 # In a short form: what the SQL promises, what the library makes of it, and the
 # stories of failover. That each of these tests can fail was shown above.
