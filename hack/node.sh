@@ -49,12 +49,23 @@ missing() {
   done
 }
 
+# overlays: whether containerd can put images together where its folder is.
+overlays() {
+  local dir status=0
+  dir=$(mktemp -d "${TMPDIR:-/tmp}/palisade-overlay.XXXXXX")
+  mkdir "$dir"/{lower,upper,work,merged}
+  unshare --mount mount -t overlay overlay -o "lowerdir=$dir/lower,upperdir=$dir/upper,workdir=$dir/work" "$dir/merged" 2>/dev/null || status=1
+  rm -rf "$dir"
+  return "$status"
+}
+
 check() {
   [[ $(uname -s) == Linux ]] || impossible "it needs Linux"
   ((EUID == 0)) || impossible "it needs root, for containers and a network of their own"
   [[ -w $CGROUPS && (-d $CGROUPS/freezer || -e $CGROUPS/cgroup.controllers) ]] ||
     impossible "$CGROUPS cannot be written, or has no freezer: it needs the machine's cgroups"
   unshare --net --mount --pid --fork true 2>/dev/null || impossible "unshare makes no network, mount and process namespaces"
+  overlays || impossible "${TMPDIR:-/tmp} holds no layers of images: it is an overlay itself, as in a container; TMPDIR can name another folder"
   if [[ -n $(missing) ]]; then
     can_install || impossible "$(missing | paste -sd ' ') not found: install containerd, runc, the CNI plugins (into /usr/lib/cni), iptables, conntrack and iproute2"
     apt_install "${PACKAGES[@]}"
