@@ -195,6 +195,8 @@ pub mod failure {
     pub const REFUSED: &str = "Refused";
     /// An object carries a fence of an epoch that the database never gave out.
     pub const FENCE_AHEAD: &str = "FenceAhead";
+    /// The admission policies are not in force: nothing in the cluster would refuse a stale write.
+    pub const NOT_FENCED: &str = "NotFenced";
     /// Database or API server did not answer for a while; it is tried again by itself.
     pub const UNAVAILABLE: &str = "Unavailable";
 

@@ -8,6 +8,8 @@
 
 mod support;
 
+#[path = "worker/fences.rs"]
+mod fences;
 #[path = "worker/growth.rs"]
 mod growth;
 #[path = "worker/life.rs"]

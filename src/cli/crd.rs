@@ -10,9 +10,9 @@ use crate::manifests::{self, Account, Format, NAME, NameError, SYSTEM_NAMESPACE,
 ///
 ///   palisade crd --with-policy | kubectl apply --server-side -f -
 ///
-/// Without the admission policies Palisade still works, but a worker that was replaced could change objects in the
-/// cluster (never the registry). The policies refuse fenced writes until a controller ran once: it creates the
-/// ConfigMap `palisade-epoch`, their parameter.
+/// Without the admission policies a worker that was replaced could change objects in the cluster (never the
+/// registry), so workers write nothing there. The policies refuse fenced writes until a controller ran once: it
+/// creates the ConfigMap `palisade-epoch`, their parameter.
 #[derive(Clone, Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {

@@ -1,7 +1,7 @@
 //! Fenced writes to the cluster's objects. The API server's admission refuses every one that is not strictly newer than
 //! the object's fence, inside its own compare-and-swap; here each call becomes a fact.
 //!
-//! Nothing is decided from an error's text. Where a call was refused or went silent, the object's fence is read:
+//! Nothing is decided from an error's text, but for [`Cluster::fences`]. Where a call was refused or went silent, the object's fence is read:
 //! equal to ours, it was applied; of a newer token, the lease is lost; older, it was not applied (yet), and the same
 //! fence may be sent again.
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::failpoint;
 use crate::lease::{Fence, Lease, LeaseError};
 use crate::manifests::names::{
-    DEPLOYMENT_LABEL, FENCE_ANNOTATION, RETIRED_ANNOTATION, REVISION_LABEL, SEAL_MANAGER, WORKER_MANAGER,
+    DEPLOYMENT_LABEL, FENCE_ANNOTATION, FENCE_REFUSAL, RETIRED_ANNOTATION, REVISION_LABEL, SEAL_MANAGER, WORKER_MANAGER,
 };
 use crate::metrics::Metrics;
 use crate::outcome::{Outcome, Reason, Rejection};
@@ -57,6 +57,11 @@ pub enum ClusterError {
         /// The API server's words; they name the field.
         message: String,
     },
+    /// Nothing in the cluster would refuse a stale write.
+    #[error(
+        "the cluster does not fence: no admission policy …-fence is in force in namespace {0}. Nothing is written until it is: helm upgrade, or palisade crd --with-policy | kubectl apply --server-side -f -"
+    )]
+    NotFenced(String),
     /// No answer, or not now. What was sent is closed by the next write, which carries a greater fence.
     #[error("the API server does not answer: {0}")]
     Unavailable(String),
@@ -128,6 +133,23 @@ impl Cluster {
         let api = self.pod_api(namespace);
         let params = ListParams::default().labels(selector).limit(20);
         self.read(lease, "list_pods", || api.list(&params)).await.map(|list| list.items)
+    }
+
+    /// Whether the API server refuses what it must, asked by a dry run. A namespace that is going or gone takes nothing new,
+    /// and what is left in it is no worker's any more: [`ClusterError::Changed`].
+    pub(crate) async fn fences(&self, lease: &Lease, namespace: &str, name: &str) -> Result<(), ClusterError> {
+        let api = self.api::<Service>(namespace);
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        let probe = objects::unfenced(name);
+        match self.call(lease, "fences", || api.create(&dry_run, &probe)).await? {
+            Ok(_) => Err(ClusterError::NotFenced(namespace.to_owned())),
+            // By its words: validation and other policies refuse by the same codes.
+            Err(Silence::Api(status)) if status.message.contains(FENCE_REFUSAL) => Ok(()),
+            Err(refusal) if refusal.is_not_found() || refusal.namespace_ends() => {
+                Err(ClusterError::Changed(format!("namespace {namespace}")))
+            }
+            Err(refusal) => Err(refusal.into_error(name)),
+        }
     }
 
     /// A server-side apply of the whole object.
@@ -292,7 +314,7 @@ impl Cluster {
             Ok(_) => "applied",
             Err(ClusterError::Lost | ClusterError::Ahead { .. }) => "rejected:stale",
             Err(ClusterError::Unavailable(_)) => "unknown",
-            Err(ClusterError::Changed(_) | ClusterError::Refused { .. } | ClusterError::Lease(_)) => "failed",
+            Err(_) => "failed",
         };
         account(format_args!("{ended}"));
         self.metrics.cluster_wrote(name_of_call, &outcome_of(&result));
@@ -402,6 +424,12 @@ impl Silence {
         matches!(self, Self::Api(status) if status.code == 404)
     }
 
+    fn namespace_ends(&self) -> bool {
+        let Self::Api(status) = self else { return false };
+        let mut causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.any(|cause| cause.reason == "NamespaceTerminating")
+    }
+
     /// Whether the same call may work in a moment. A policy's refusal (403) is among them: its parameter, the epoch, reaches
     /// the API server's admission some milliseconds after it was changed. So is a conflict (409) of writes at the same time.
     fn may_pass(&self) -> bool {
@@ -449,7 +477,7 @@ fn outcome_of<K>(result: &Result<K, ClusterError>) -> Outcome<()> {
     match result {
         Ok(_) => Outcome::Applied(()),
         Err(ClusterError::Lost | ClusterError::Ahead { .. }) => rejected(Reason::Stale),
-        Err(ClusterError::Changed(_) | ClusterError::Refused { .. }) => rejected(Reason::Other),
         Err(error @ (ClusterError::Unavailable(_) | ClusterError::Lease(_))) => Outcome::Unknown(error.to_string()),
+        Err(_) => rejected(Reason::Other),
     }
 }

@@ -1,5 +1,7 @@
 //! The objects that a worker writes, built from a plan. Pure.
 
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use crate::lease::Fence;
@@ -47,6 +49,27 @@ pub fn anchor(spec: &Spec, owner_uid: &str, fence: Fence) -> Value {
     let mut service = service(spec, owner_uid, fence);
     service["spec"]["selector"][REVISION_LABEL] = "none".into();
     service
+}
+
+/// What the policies must refuse: a labelled object whose fence is none. All else about it is good, so that nothing else is
+/// a reason, and it has no pod template, of which somebody else's policies could think otherwise.
+#[must_use]
+pub fn unfenced(name: &str) -> Service {
+    let entry = |key: &str, value: &str| Some([(key.to_owned(), value.to_owned())].into());
+    Service {
+        metadata: ObjectMeta {
+            generate_name: Some("palisade-must-be-refused-".to_owned()),
+            labels: entry(DEPLOYMENT_LABEL, name),
+            annotations: entry(FENCE_ANNOTATION, "none"),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".to_owned()),
+            ports: Some(vec![ServicePort { port: 80, ..ServicePort::default() }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
 }
 
 fn labels(spec: &Spec) -> Value {

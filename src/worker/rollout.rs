@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, ClusterError};
@@ -24,6 +25,8 @@ pub(super) struct Context {
     pub cluster: Cluster,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
+    /// Set once the cluster has shown that it fences: once a session, so that one that begins after a long pause asks anew.
+    pub fenced: Arc<OnceCell<()>>,
     /// Cancelled when the process is to stop: hand over at the next safe step.
     pub handover: CancellationToken,
 }
@@ -96,6 +99,12 @@ impl From<ClusterError> for Halt {
             // The registry decides whether the lease is over: it takes the failure down, or refuses it.
             ClusterError::Ahead { .. } => Self::Failed {
                 reason: failure::FENCE_AHEAD,
+                message: error.to_string(),
+                retry_in: Some(around(Duration::from_secs(5))),
+            },
+            // While a release is being installed, the policies come a moment after the workers.
+            ClusterError::NotFenced(_) => Self::Failed {
+                reason: failure::NOT_FENCED,
                 message: error.to_string(),
                 retry_in: Some(around(Duration::from_secs(5))),
             },

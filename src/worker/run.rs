@@ -53,6 +53,7 @@ pub async fn run(
             cluster: cluster.clone(),
             metrics: Arc::clone(&metrics),
             clock: config.session.clock.clone(),
+            fenced: Arc::default(),
             handover: shutdown.child_token(),
         };
         readiness.ready("session");

@@ -41,7 +41,11 @@ impl World {
             cluster.allocate_epoch("palisade-system", 1, "of the tests").await;
             cluster.kubeconfig_for("palisade-system", "palisade-worker").await
         });
-        let kubeconfig = kubeconfig.await.clone();
+        Self::within(cluster, kubeconfig.await.clone(), prefix).await
+    }
+
+    /// In a cluster that has the rights, if not the policies; the kubeconfig is a worker's.
+    pub async fn within(cluster: &'static Cluster, kubeconfig: PathBuf, prefix: &str) -> World {
         let db = Db::new().await;
         let planner = Planner::new(db.url()).await;
         let namespace = cluster.namespace(prefix).await;

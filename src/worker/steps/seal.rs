@@ -6,11 +6,14 @@ use k8s_openapi::api::core::v1::Service;
 use crate::manifests::names::REVISION_LABEL;
 use crate::worker::objects;
 use crate::worker::rollout::{Halt, Rollout, Step};
+use crate::worker::steps::apply::gone;
 
 /// From here on the API server refuses whatever an earlier owner still sends. The Service first: it is what traffic follows.
 pub async fn seal(r: &mut Rollout<'_>, first: Step) -> Result<(), Halt> {
     let (cluster, lease) = (&r.context.cluster, r.lease);
     let (namespace, name) = (&r.plan.spec.namespace, &r.plan.spec.name);
+    // Without policies even a seal would be a write that nobody could refuse.
+    r.context.fenced.get_or_try_init(|| cluster.fences(lease, namespace, name)).await.map(drop).or_else(gone)?;
     let services = cluster.list::<Service>(lease, namespace, name).await?;
     for service in &services {
         cluster.seal(lease, service).await?;
