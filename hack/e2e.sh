@@ -194,7 +194,7 @@ in_a_cluster() {
   begin "$mlserver"
   copy_kubeconfig
   found=$("$PALISADE_E2E_KUBECTL" get crd,clusterroles,validatingadmissionpolicies -o name |
-    grep -E 'modeldeployments\.palisade\.dev$|/([^/]*-)?palisade-(fence|controller|worker)$' | paste -sd ' ') || true
+    grep -E 'modeldeployments\.palisade\.dev$|/([^/]*-)?palisade-(fence(-epoch-object)?|controller|worker)$' | paste -sd ' ') || true
   if [[ -n $found ]]; then
     say "Palisade is in that cluster already, and the stories install, upgrade and uninstall it: $found"
     exit 77

@@ -2,8 +2,8 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, DynamicObject, ListParams, PostParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::discovery::ApiResource;
 use palisade::manifests;
 use serde_json::{Value, json};
@@ -94,27 +94,27 @@ async fn a_release_is_installed_upgraded_rolled_back_uninstalled_and_installed_a
     job_of("1", &names().await);
 
     ok(run(&cluster, &["uninstall", "palisade", "--namespace", ns, "--wait"]));
-    // What it leaves: the CRD and with it the ModelDeployments; the epoch object, which was never the release's.
-    assert_eq!(
-        left(&cluster, "palisade").trim(),
-        "customresourcedefinition.apiextensions.k8s.io/modeldeployments.palisade.dev"
-    );
+    // What it leaves: the CRD and with it the ModelDeployments; the epoch object, which was never the release's, and what
+    // guards it.
+    assert_eq!(left(&cluster, "palisade").trim(), kept("palisade", true));
     assert!(epochs.get_opt(manifests::EPOCH_OBJECT).await.expect("an answer").is_some());
     kubectl(&cluster, &["get", "mdep", "churn", "-n", ns]);
+    kubectl(&cluster, &["-n", ns, "create", "rolebinding", "editor", "--clusterrole=edit", "--user=bob"]);
+    let bob: Api<ConfigMap> = Api::namespaced(cluster.client_as("bob", &[]).await, ns);
+    let guarded = "only Palisade's controller writes the epoch object";
+    wait_until("bob's role is in force, and the object is guarded", || async {
+        match bob.delete(manifests::EPOCH_OBJECT, &DeleteParams::default()).await {
+            Err(error) if error.to_string().contains(guarded) => Ok(()),
+            answer => Err(format!("{answer:?}")),
+        }
+    })
+    .await;
 
-    // Another release leaves the CRD alone, or takes it over; the one that comes back, too.
-    refused(install(&cluster, "other-palisade", ns, &[]), "invalid ownership metadata");
-    for (release, more) in [
-        ("other-palisade", "--set=crds.enabled=false"),
-        ("other-palisade", "--take-ownership"),
-        ("palisade", "--take-ownership"),
-    ] {
-        ok(install(&cluster, release, ns, &[more]));
-        ok(run(&cluster, &["uninstall", release, "--namespace", ns, "--wait"]));
-    }
-    // And takes its CRD back without being told.
+    // It takes back what was kept without being told. The API server, which runs on, follows what policies read.
     ok(install(&cluster, "palisade", ns, &[]));
+    follows_its_parameters(&cluster, ns, 3).await;
     ok(run(&cluster, &["uninstall", "palisade", "--namespace", ns, "--wait"]));
+    another_name_takes_over_or_removes_what_was_kept(&cluster, ns).await;
 
     // Nobody is there to answer a deletion: what NOTES.txt says.
     let notes = notes.replace("NAMESPACE", ns).replace("NAME", "churn");
@@ -131,7 +131,68 @@ async fn a_release_is_installed_upgraded_rolled_back_uninstalled_and_installed_a
     let output = output.expect("bash");
     assert!(output.status.success(), "{output:?}");
     assert_eq!(kubectl(&cluster, &["get", "mdep", "-A", "-o", "name"]).trim(), "");
+    // The namespace goes, and the epoch object with it, while the policy is there and nothing else.
+    kubectl(&cluster, &["delete", "namespace", ns, "--timeout=60s"]);
     cluster.stop();
+}
+
+/// What an uninstall keeps.
+fn kept(name: &str, crd: bool) -> String {
+    let policies = ["validatingadmissionpolicy", "validatingadmissionpolicybinding"]
+        .map(|kind| format!("{kind}.admissionregistration.k8s.io/{name}-fence-epoch-object"));
+    let crd = crd.then(|| "customresourcedefinition.apiextensions.k8s.io/modeldeployments.palisade.dev".to_owned());
+    policies.into_iter().chain(crd).collect::<Vec<_>>().join("\n")
+}
+
+/// The controller writes the next epoch, and the policies, whose parameter it is, know it. So it is with a Service.
+async fn follows_its_parameters(cluster: &Cluster, ns: &str, epoch: u64) {
+    let [controller, worker] = ["controller", "worker"].map(|part| account(ns, &format!("palisade-{part}")).username());
+    let object = json!({"metadata": {"name": manifests::EPOCH_OBJECT},
+        "data": {"epoch": epoch.to_string(), "incarnation": "x"}});
+    let epochs: Api<ConfigMap> = Api::namespaced(cluster.client_as(&controller, &[]).await, ns);
+    epochs.replace(manifests::EPOCH_OBJECT, &PostParams::default(), &from_json(object)).await.expect("its own");
+    let resource = ApiResource::erase::<Deployment>(&());
+    let here: Api<DynamicObject> = Api::namespaced_with(cluster.client_as(&worker, &[]).await, "default", &resource);
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    wait_until(&format!("a fence of epoch {epoch} passes, and one of the next does not"), || async {
+        here.create(&dry, &deployment("model", &fence(epoch, 1, 1), json!({}))).await.map_err(|e| e.to_string())?;
+        match here.create(&dry, &deployment("model", &fence(epoch + 1, 1, 1), json!({}))).await {
+            Err(error) if error.to_string().contains("was not allocated yet") => Ok(()),
+            answer => Err(format!("{answer:?}")),
+        }
+    })
+    .await;
+    // The other parameter: a Service that was made after the policies were.
+    let service = json!({"metadata": {"name": "model", "labels": {manifests::DEPLOYMENT_LABEL: "model"},
+        "annotations": {manifests::FENCE_ANNOTATION: fence(epoch, 9, 1)}}, "spec": {"ports": [{"port": 80}]}});
+    let services: Api<Service> = Api::namespaced(cluster.admin().await, "default");
+    services.create(&PostParams::default(), &from_json(service)).await.expect("made");
+    wait_until("a Deployment is held against its Service's fence", || async {
+        match here.create(&dry, &deployment("model", &fence(epoch, 1, 1), json!({}))).await {
+            Err(error) if error.to_string().contains("the Service of this deployment") => Ok(()),
+            answer => Err(format!("{answer:?}")),
+        }
+    })
+    .await;
+}
+
+/// Its controller is not the one that the policy lets write the epoch object.
+async fn another_name_takes_over_or_removes_what_was_kept(cluster: &Cluster, ns: &str) {
+    let uninstall = |release| ok(run(cluster, &["uninstall", release, "--namespace", ns, "--wait"]));
+    let says = install(cluster, "other-palisade", ns, &["--set=crds.enabled=false"]);
+    refused(says, "Palisade was installed here as \"palisade\"");
+    for release in ["other-palisade", "palisade"] {
+        ok(install(cluster, release, ns, &["--take-ownership", "--set=fullnameOverride=palisade"]));
+        uninstall(release);
+    }
+    let elsewhere = cluster.namespace("elsewhere").await;
+    refused(install(cluster, "palisade", &elsewhere, &["--set=crds.enabled=false"]), "invalid ownership metadata");
+    let says = install(cluster, "other-palisade", ns, &[]).err;
+    let told = says.lines().map(str::trim).find_map(|line| line.strip_prefix("kubectl ")).expect("a command");
+    kubectl(cluster, &told.split(' ').collect::<Vec<_>>());
+    refused(install(cluster, "other-palisade", ns, &[]), "invalid ownership metadata");
+    ok(install(cluster, "other-palisade", ns, &["--set=crds.enabled=false"]));
+    uninstall("other-palisade");
 }
 
 #[tokio::test]
@@ -174,7 +235,7 @@ async fn a_second_release_needs_a_namespace_of_its_own_to_look_after() {
     );
     let before = left(&cluster, "green");
     ok(run(&cluster, &["uninstall", "blue", "--namespace", &one, "--wait"]));
-    assert_eq!(left(&cluster, "blue").trim(), "");
+    assert_eq!(left(&cluster, "blue").trim(), kept("blue-palisade", false));
     assert_eq!(left(&cluster, "green"), before, "the other release is whole");
     cluster.stop();
 }

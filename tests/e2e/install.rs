@@ -6,7 +6,7 @@ use super::traffic::{self, Way};
 use super::world::{Place, TTL, World, has_node};
 
 /// As a person installs it from a clone.
-fn install(world: &World) {
+pub fn install(world: &World) {
     let ttl = format!("worker.ttl={}s", TTL.as_secs());
     let (image, database) = (world.image(), world.database());
     let values = ["--set", &image, "--set", &database, "--set", &ttl];

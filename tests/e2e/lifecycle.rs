@@ -6,10 +6,10 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::install::address;
+use super::install::{address, install};
 use super::traffic::Traffic;
-use super::world::{World, name};
-use crate::support::postgres::root;
+use super::world::{Place, World, name};
+use crate::support::postgres::{Server, root};
 
 /// The field that the older CRD does not have.
 const NEW_FIELD: &str = "revisionHistoryLimit";
@@ -96,6 +96,7 @@ pub async fn an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else
     assert_eq!(commands.len(), 2, "{commands:?}");
     let traffic = Traffic::start(&address(world, "iris"), 1);
     helm(world, &["uninstall", "palisade", "--wait", "--timeout", "120s"]);
+    nobody_changes_the_epoch_object(world).await;
     let kinds = "deployments,statefulsets,jobs,pods,services,configmaps,secrets,serviceaccounts,roles,rolebindings,clusterroles,\
                  clusterrolebindings,validatingadmissionpolicies,validatingadmissionpolicybindings,poddisruptionbudgets,\
                  networkpolicies,leases,customresourcedefinitions";
@@ -103,16 +104,25 @@ pub async fn an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else
         let left = world.get(&[kinds, "-A", "-l", "app.kubernetes.io/instance=palisade"]);
         let left = left["items"].as_array().expect("a list").iter();
         let left: Vec<String> = left.map(|object| format!("{} {}", object["kind"], name(object))).collect();
-        let expected = ["\"CustomResourceDefinition\" modeldeployments.palisade.dev"];
+        let expected = [
+            "\"ValidatingAdmissionPolicy\" palisade-fence-epoch-object",
+            "\"ValidatingAdmissionPolicyBinding\" palisade-fence-epoch-object",
+            "\"CustomResourceDefinition\" modeldeployments.palisade.dev",
+        ];
         if left == expected { Ok(()) } else { Err(left.join(", ")) }
     };
-    world.until("nothing is left but the CRD", gone).await;
+    world.until("nothing is left but the CRD, and what guards the epoch object", gone).await;
     // What has no label of the release: by name.
     let all = world.kubectl(&["get", kinds, "-A", "-o", "name"]);
     let ours: Vec<&str> = all.lines().filter(|line| line.contains("palisade")).collect();
     assert_eq!(
         ours,
-        ["configmap/palisade-epoch", "customresourcedefinition.apiextensions.k8s.io/modeldeployments.palisade.dev"],
+        [
+            "configmap/palisade-epoch",
+            "validatingadmissionpolicy.admissionregistration.k8s.io/palisade-fence-epoch-object",
+            "validatingadmissionpolicybinding.admissionregistration.k8s.io/palisade-fence-epoch-object",
+            "customresourcedefinition.apiextensions.k8s.io/modeldeployments.palisade.dev"
+        ],
         "what is left"
     );
     world.kubectl(&["get", "mdep", "-n", world.shop, "iris", "kept"]);
@@ -127,14 +137,41 @@ pub async fn an_uninstall_leaves_what_serves_and_what_must_stay_and_nothing_else
     };
     let took = world.until("the ModelDeployment and its pods are gone", deleted).await;
     eprintln!("deleted without Palisade, by the commands of NOTES, in {:.1} s", took.as_secs_f64());
+    // Elsewhere the database went with the release.
+    if let Place::Node(server) = &world.place {
+        installed_again_it_works(world, server).await;
+    }
     let counts = traffic.end().await;
     assert!(counts.failures.is_empty(), "requests failed meanwhile: {:#?}", counts.failures);
 }
 
+/// Who may not adopt an epoch, whatever RBAC lets them do with ConfigMaps.
+async fn nobody_changes_the_epoch_object(world: &World) {
+    world.kubectl(&["-n", world.system, "create", "rolebinding", "editor", "--clusterrole=edit", "--user=editor"]);
+    let refused = || async {
+        let object = ["-n", world.system, "--as=editor", "patch", "configmap", "palisade-epoch"];
+        let edit = world.try_kubectl(&[&object[..], &["--type=merge", "-p", r#"{"data":{"epoch":"99"}}"#]].concat());
+        assert!(!edit.status.success(), "an editor changed the epoch object");
+        let why = String::from_utf8_lossy(&edit.stderr).into_owned();
+        if why.contains("only Palisade's controller writes the epoch object") { Ok(()) } else { Err(why) }
+    };
+    world.until("the policy refuses an editor, whom RBAC lets in by now", refused).await;
+}
+
+/// With an epoch that the API server, which has run on, has not seen yet: it must have followed the epoch object.
+async fn installed_again_it_works(world: &World, server: &Server) {
+    let epoch = || world.get(&["configmap", "-n", world.system, "palisade-epoch"])["data"]["epoch"].clone();
+    let before = epoch();
+    tokio::task::block_in_place(|| {
+        server.shut_down();
+        server.start_again();
+    });
+    install(world);
+    works(world, "iris").await;
+    assert_ne!(epoch(), before, "the epoch is another one");
+}
+
 /// The release is confined to one namespace; another one looks after another, with a throwaway Postgres.
-///
-/// Told before the uninstall: Kubernetes (1.34) follows no ConfigMap of a policy any more, until the API server is restarted,
-/// once the last policy that has one as its parameter was deleted. See docs/install.md.
 pub async fn two_releases_beside_each_other_look_after_their_own(world: &'static World) {
     let confined = format!("watchNamespace={}", world.shop);
     let values = ["--reset-then-reuse-values", "--set", &confined, "--wait", "--timeout", "180s"];
@@ -170,6 +207,8 @@ pub async fn two_releases_beside_each_other_look_after_their_own(world: &'static
     works(world, "iris").await;
     world.helm(&["uninstall", "second", "--namespace", &system, "--wait", "--timeout", "120s"]);
     world.kubectl(&["delete", "namespace", &system, &shop, "--timeout=120s"]);
+    let kept = "validatingadmissionpolicy,validatingadmissionpolicybinding";
+    world.kubectl(&["delete", kept, "second-palisade-fence-epoch-object"]);
     works(world, "iris").await;
 }
 
