@@ -163,7 +163,8 @@ impl Allocator {
         let status = self.store.epoch_status().await?;
         let object = found.as_ref().map(EpochObject::try_from).transpose()?;
         let step = next_step(&status, object.as_ref(), wish == Wish::Adopt);
-        if !matches!(step, Step::Fine { .. }) {
+        // Who is refused is told why, and once.
+        if !matches!(step, Step::Fine { .. } | Step::Ask { .. }) {
             tracing::info!(?step, stored = ?status.number, incarnation = status.incarnation, "epoch");
         }
         let number = match step {
