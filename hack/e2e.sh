@@ -20,8 +20,10 @@
 #                                 it stand beside its archive
 #   PALISADE_E2E_POSTGRES_IMAGE   as hack/images.sh postgres builds it, or another one
 #
-# All that is made has names of its own, and goes at the end: namespaces, releases, CRD,
-# policies. The models' database is the chart's throwaway Postgres.
+# All that is made goes at the end: namespaces, which have names of the run, releases,
+# CRD, policies. The models' database is the chart's throwaway Postgres. Stories are told
+# once there: the API server must be restarted (docs/install.md, Uninstall) before the
+# next time.
 #
 # Exit code 77, with the reason, where no node can run, where an image is not named, or
 # where Palisade is in the cluster already.
@@ -129,6 +131,7 @@ tell() {
 silence() {
   local deadline=$((SECONDS + 20))
   kill -s TERM -- "-$TELLING" 2>/dev/null || true
+  wait "$TELLING" || true
   while kill -0 -- "-$TELLING" 2>/dev/null; do
     ((SECONDS < deadline)) || kill -s KILL -- "-$TELLING" 2>/dev/null || true
     pause 0.1
@@ -230,6 +233,9 @@ take_down() {
   if [[ -n $left ]]; then
     say "not all of it went: $left; the log: $RUN/take-down.log"
     return 1
+  fi
+  if ! "$kubectl" get validatingadmissionpolicies -o 'jsonpath={.items[*].spec.paramKind.kind}' | grep -qw ConfigMap; then
+    say "before Palisade is installed there again: restart the API server (docs/install.md, Uninstall, says why)"
   fi
 }
 

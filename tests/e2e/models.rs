@@ -29,6 +29,7 @@ impl World {
                    "spec": {"selector": labels, "ports": [{"port": 80, "targetPort": 8000}]}}),
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "artifacts", "namespace": store, "labels": labels},
                    "spec": {
+                       "terminationGracePeriodSeconds": 1,
                        "securityContext": {"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
                        "containers": [{
                            "name": "artifacts", "image": self.images.mlserver, "imagePullPolicy": "IfNotPresent",

@@ -61,6 +61,8 @@ pub async fn not_one_request_fails_while_a_version_replaces_another_and_back(wor
     let forward = roll(world, &traffic, 1, 2).await;
     let back = roll(world, &traffic, 2, 1).await;
     check(&traffic.end().await);
-    // Its Deployment is still there, scaled to zero: going back needs nothing that going forward does not.
-    assert!(back < forward * 2, "forward took {forward:?}, back {back:?}");
+    // Its Deployment is still there, scaled to zero: going back needs nothing that going forward does not. Both are the model
+    // server's start, and then the drain; the allowance is for two cores that others have work for.
+    let allowed = forward.mul_f64(1.3) + Duration::from_secs(2);
+    assert!(back < allowed, "forward took {forward:?}, back {back:?}: more than {allowed:?}");
 }
