@@ -40,7 +40,8 @@ clean_up() {
   trap '' INT TERM HUP
   if [[ -n $TELLING ]]; then silence; fi
   if [[ -n $PREFIX ]]; then
-    take_down || status=$((status == 0 ? 1 : status))
+    # 77: nothing was begun, and what is there is somebody's.
+    ((status == 77)) || take_down || status=$((status == 0 ? 1 : status))
     # It has somebody's credentials.
     rm -f "$RUN/kubeconfig"
   else
@@ -53,7 +54,7 @@ clean_up() {
       say "what it left, logs among it, is in $RUN"
       ;;
   esac
-  say "e2e: $( ((status == 0)) && echo passed || echo "failed (exit code $status)") in $((SECONDS / 60)) min $((SECONDS % 60)) s"
+  ((status == 77)) || say "e2e: $( ((status == 0)) && echo passed || echo "failed (exit code $status)") in $((SECONDS / 60)) min $((SECONDS % 60)) s"
   exit "$status"
 }
 
@@ -129,13 +130,12 @@ tell() {
 
 # silence: ends the stories, and what they have started: helm may be at work.
 silence() {
-  local deadline=$((SECONDS + 20))
+  local deadline=$((SECONDS + 10))
   kill -s TERM -- "-$TELLING" 2>/dev/null || true
   wait "$TELLING" || true
-  while kill -0 -- "-$TELLING" 2>/dev/null; do
-    ((SECONDS < deadline)) || kill -s KILL -- "-$TELLING" 2>/dev/null || true
-    pause 0.1
-  done
+  # Who has ended still counts here where nobody asks how: so not for ever.
+  while kill -0 -- "-$TELLING" 2>/dev/null && ((SECONDS < deadline)); do pause 0.1; done
+  kill -s KILL -- "-$TELLING" 2>/dev/null || true
 }
 
 on_a_node() {
