@@ -17,7 +17,7 @@ demo: ## A paused worker wakes up and is refused; needs no cluster (ARGS="--unfe
 test: ## All tests, with Postgres and Kubernetes of their own (ARGS="NAME" for some)
 	@hack/test.sh $(ARGS)
 
-e2e: ## The chart on a real node: real pods, a model server, failures; as root on Debian (ARGS="NAME", ARGS=--short, ARGS=--list)
+e2e: ## The chart on a real node: real pods, a model server, failures; as root on Debian (ARGS="NAME", ARGS=--short, ARGS=--list; KUBECONFIG: on yours)
 	@hack/e2e.sh $(ARGS)
 
 bench: ## What it costs, beside what people use instead (ARGS="--quick", ARGS="--only NAME", ARGS=--update-docs)

@@ -185,7 +185,10 @@ want_images() {
   want_image PALISADE_E2E_IMAGE "Palisade's image, as \`make image\` builds it"
   want_image PALISADE_E2E_MLSERVER_IMAGE "the model server's, as \`hack/images.sh mlserver\` builds it"
   want_image PALISADE_E2E_POSTGRES_IMAGE "an image of Postgres, as \`hack/images.sh postgres\` builds it"
-  [[ -z $MISSING ]] || exit 77
+  [[ -z $MISSING ]] || {
+    say "each script prints the path of its archive; to push one: skopeo copy docker-archive:ARCHIVE docker://NAME"
+    exit 77
+  }
 }
 
 in_a_cluster() {
@@ -196,8 +199,9 @@ in_a_cluster() {
   PREFIX=palisade-e2e-$(random_token | cut -c1-6)-
   begin "$mlserver"
   copy_kubeconfig
-  found=$("$PALISADE_E2E_KUBECTL" get crd,clusterroles,validatingadmissionpolicies -o name |
-    grep -E 'modeldeployments\.palisade\.dev$|/([^/]*-)?palisade-(fence(-epoch-object)?|controller|worker)$' | paste -sd ' ') || true
+  found=$("$PALISADE_E2E_KUBECTL" get crd,clusterroles,validatingadmissionpolicies -o name 2>"$RUN/error") ||
+    die "whether Palisade is in that cluster already cannot be asked: $(tail -n 1 "$RUN/error")"
+  found=$(grep -E 'modeldeployments\.palisade\.dev$|/([^/]*-)?palisade-(fence(-epoch-object)?|controller|worker)$' <<<"$found" | paste -sd ' ') || true
   if [[ -n $found ]]; then
     say "Palisade is in that cluster already, and the stories install, upgrade and uninstall it: $found"
     exit 77
