@@ -113,8 +113,9 @@ fn reach(call: &str, when: &str) {
     for (wanted, signal) in [(stop_at, Signal::STOP), (kill_at, Signal::KILL)] {
         if wanted.as_ref() == Some(&name) {
             let _ = kill_process(getpid(), signal);
-            // The kernel may let this thread run on for a moment while it stops another one: long enough to send.
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            // The kernel may let this thread run on until another one, which has got the signal, has its turn on a busy
+            // processor: long enough to send. What the process was stopped for counts as slept.
+            std::thread::sleep(std::time::Duration::from_secs(1));
         }
     }
 }

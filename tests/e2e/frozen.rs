@@ -213,14 +213,14 @@ async fn work_again(world: &World, pods: &[Value]) {
     world.kubectl(&["-n", SYSTEM, "scale", "deployment/palisade-worker", "--replicas=0"]);
     world.kubectl(&["-n", SYSTEM, "wait", "--for=delete", "--timeout=90s", "pods", "-l", WORKERS]);
     let mut sql = world.sql().await;
-    let last = sql.number("SELECT max(token) FROM palisade.grant_history").await;
+    let began = sql.text("SELECT clock_timestamp()::text").await;
     for number in 0..POINTS.len() {
         let patch = json!({"spec": {"model": {"version": 3}, "strategy": {"drainSeconds": 10}}}).to_string();
         world.kubectl(&["-n", SHOP, "patch", "mdep", &format!("small-{number}"), "--type", "merge", "-p", &patch]);
     }
     all_serve(world, POINTS.len(), 3).await;
     let again = format!(
-        "SELECT DISTINCT worker FROM palisade.grant_history WHERE token > {last} AND kind = 'grant' ORDER BY 1"
+        "SELECT DISTINCT worker FROM palisade.grant_history WHERE kind = 'grant' AND worker LIKE 'armed-%' AND at > '{began}' ORDER BY 1"
     );
     let mut names: Vec<&str> = pods.iter().map(name).collect();
     names.sort_unstable();
