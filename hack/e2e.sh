@@ -20,7 +20,7 @@
 #                                 it stand beside its archive
 #   PALISADE_E2E_POSTGRES_IMAGE   as hack/images.sh postgres builds it, or another one
 #
-# All that is made goes at the end: namespaces, which have names of the run, releases,
+# All that is made goes at the end (not after SIGKILL): namespaces, which have names of the run, releases,
 # CRD, policies. The models' database is the chart's throwaway Postgres. Stories are told
 # once there: the API server must be restarted (docs/install.md, Uninstall) before the
 # next time.

@@ -311,8 +311,8 @@ stop() {
   if [[ -s $dir/cgroup ]]; then
     # What is frozen cannot be killed.
     cgroup_folders "$(cat "$dir/cgroup")" | while read -r folder; do
-      find "$folder" -name freezer.state 2>/dev/null | while read -r state; do echo THAWED >"$state" || true; done
-      find "$folder" -name cgroup.freeze 2>/dev/null | while read -r state; do echo 0 >"$state" || true; done
+      find "$folder" -name freezer.state 2>/dev/null | while read -r state; do { echo THAWED >"$state"; } 2>/dev/null || true; done
+      find "$folder" -name cgroup.freeze 2>/dev/null | while read -r state; do { echo 0 >"$state"; } 2>/dev/null || true; done
     done
   fi
   if running "$dir" namespaces; then
