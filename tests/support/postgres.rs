@@ -194,9 +194,19 @@ impl Backup {
         std::fs::remove_file(self.0.join("data/standby.signal")).expect("a standby's file");
     }
 
-    fn start(self) -> Server {
-        let url = launch(&self.0, &[], &[]);
-        Server { dir: self.0, url, owned: true }
+    fn start(mut self) -> Server {
+        let dir = std::mem::take(&mut self.0);
+        let url = launch(&dir, &[], &[]);
+        Server { dir, url, owned: true }
+    }
+}
+
+impl Drop for Backup {
+    fn drop(&mut self) {
+        // Empty once it was started: then the folder is the server's.
+        if !self.0.as_os_str().is_empty() {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
     }
 }
 
