@@ -142,6 +142,13 @@ on_a_node() {
   local palisade failpoints mlserver postgres
   export PALISADE_E2E_IMAGE=localhost/palisade:dev PALISADE_E2E_MLSERVER_IMAGE=localhost/mlserver:1.7.1
   export PALISADE_E2E_POSTGRES_IMAGE=localhost/postgres:15
+  # Before anything is installed: its images are of these packages and wheels.
+  if ! grep -q '^12' /etc/debian_version 2>/dev/null || [[ $(uname -m) != x86_64 ]]; then
+    say "no stories can be told here: their images are made on Debian 12, x86_64"
+    exit 77
+  fi
+  # The server of the stories is Debian's, with OpenSSL.
+  unset PALISADE_PG_BIN
   hack/node.sh check
   PALISADE_PG_VERSION=15 hack/postgres.sh ensure
   PALISADE_E2E_HELM=$(hack/helm.sh)
