@@ -13,7 +13,13 @@ pub async fn seal(r: &mut Rollout<'_>, first: Step) -> Result<(), Halt> {
     let (cluster, lease) = (&r.context.cluster, r.lease);
     let (namespace, name) = (&r.plan.spec.namespace, &r.plan.spec.name);
     // Without policies even a seal would be a write that nobody could refuse.
-    r.context.fenced.get_or_try_init(|| cluster.fences(lease, namespace, name)).await.map(drop).or_else(gone)?;
+    // Rollouts that begin together ask side by side: one that waited for another's answer would report nothing meanwhile.
+    if !r.context.fenced.initialized() {
+        match cluster.fences(lease, namespace, name).await {
+            Ok(()) => drop(r.context.fenced.set(())),
+            Err(error) => gone(error)?,
+        }
+    }
     let services = cluster.list::<Service>(lease, namespace, name).await?;
     for service in &services {
         cluster.seal(lease, service).await?;
