@@ -50,7 +50,7 @@ async fn a_look_that_finds_nothing_new_writes_nothing() {
     stage.create("churn", json!({})).await;
     stage.planned("churn", "true").await;
     stage.work("worker-a").await;
-    stage.holds("churn", "Ready", "VersionServes").await;
+    stage.rests("churn").await;
     stage.told("churn", "Serving").await;
 
     let before = stage

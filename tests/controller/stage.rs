@@ -203,6 +203,15 @@ impl Stage {
         self.status(name, &format!("{type_} for {reason}"), |status| condition(status, type_) == Some(reason)).await
     }
 
+    /// Waits until its rollout is over and told: Ready may be told before its worker lets go, so that a status with
+    /// an owner is not the last one.
+    pub async fn rests(&self, name: &str) -> ModelDeploymentStatus {
+        let over = |status: &ModelDeploymentStatus| {
+            condition(status, "Ready") == Some("VersionServes") && status.owner.is_none()
+        };
+        self.status(name, "Ready and released", over).await
+    }
+
     pub async fn gone(&self, name: &str) {
         wait_for(&self.crs, name, "to be gone", |object| object.is_none()).await;
     }
