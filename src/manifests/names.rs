@@ -8,6 +8,8 @@ pub const REVISION_LABEL: &str = "palisade.dev/revision";
 pub const FENCE_ANNOTATION: &str = "palisade.dev/fence";
 /// How the policies refuse a fence that is not one. It is a worker's only way to tell whose refusal it sees.
 pub const FENCE_REFUSAL: &str = "the annotation palisade.dev/fence must be TOKEN/SEQUENCE";
+/// How the policies refuse what a worker makes without the label, and so without a fence.
+pub const LABEL_REFUSAL: &str = "what a worker creates carries the label palisade.dev/deployment";
 /// Annotation that marks a Deployment for deletion; only a greater fence sets it, and a worker deletes nothing else.
 pub const RETIRED_ANNOTATION: &str = "palisade.dev/retired";
 /// Finalizer of a ModelDeployment: it stays until the registry knows that the deployment is gone.

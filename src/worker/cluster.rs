@@ -1,9 +1,9 @@
 //! Fenced writes to the cluster's objects. The API server's admission refuses every one that is not strictly newer than
 //! the object's fence, inside its own compare-and-swap; here each call becomes a fact.
 //!
-//! Nothing is decided from an error's text, but for [`Cluster::fences`]. Where a call was refused or went silent, the object's fence is read:
-//! equal to ours, it was applied; of a newer token, the lease is lost; older, it was not applied (yet), and the same
-//! fence may be sent again.
+//! Nothing is decided from an error's text, but for [`Cluster::fences`]. Where a call was refused or went silent, the
+//! object's fence is read: equal to ours, it was applied; of a newer token, the lease is lost; older, it was not applied
+//! (yet), and the same fence may be sent again.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -21,7 +21,8 @@ use serde_json::{Value, json};
 use crate::failpoint;
 use crate::lease::{Fence, Lease, LeaseError};
 use crate::manifests::names::{
-    DEPLOYMENT_LABEL, FENCE_ANNOTATION, FENCE_REFUSAL, RETIRED_ANNOTATION, REVISION_LABEL, SEAL_MANAGER, WORKER_MANAGER,
+    DEPLOYMENT_LABEL, FENCE_ANNOTATION, FENCE_REFUSAL, LABEL_REFUSAL, RETIRED_ANNOTATION, REVISION_LABEL, SEAL_MANAGER,
+    WORKER_MANAGER,
 };
 use crate::metrics::Metrics;
 use crate::outcome::{Outcome, Reason, Rejection};
@@ -62,6 +63,11 @@ pub enum ClusterError {
         "the cluster does not fence: no admission policy …-fence is in force in namespace {0}. Nothing is written until it is: helm upgrade, or palisade crd --with-policy | kubectl apply --server-side -f -"
     )]
     NotFenced(String),
+    /// Policies are there, and do not hold this worker to the fence.
+    #[error(
+        "the cluster does not fence this worker: no admission policy …-fence-accounts names its account. Nothing is written until one does: run it as the release's worker account, or name its own: palisade crd --with-policy --worker-account NAMESPACE:NAME | kubectl apply --server-side -f -"
+    )]
+    NotNamed,
     /// No answer, or not now. What was sent is closed by the next write, which carries a greater fence.
     #[error("the API server does not answer: {0}")]
     Unavailable(String),
@@ -135,20 +141,46 @@ impl Cluster {
         self.read(lease, "list_pods", || api.list(&params)).await.map(|list| list.items)
     }
 
-    /// Whether the API server refuses what it must, asked by a dry run. A namespace that is going or gone takes nothing new,
-    /// and what is left in it is no worker's any more: [`ClusterError::Changed`].
+    /// Whether the API server refuses what it must, asked by dry runs: that any fence is looked at in this namespace, and
+    /// that this account may not do without one. A namespace that is going or gone takes nothing new, and what is left in
+    /// it is no worker's any more: [`ClusterError::Changed`].
     pub(crate) async fn fences(&self, lease: &Lease, namespace: &str, name: &str) -> Result<(), ClusterError> {
+        let malformed = objects::must_be_refused(Some(name));
+        let unlabelled = objects::must_be_refused(None);
+        let not_fenced = || ClusterError::NotFenced(namespace.to_owned());
+        let (fenced, named) = tokio::join!(
+            self.refuses(lease, namespace, malformed, FENCE_REFUSAL, not_fenced),
+            self.refuses(lease, namespace, unlabelled, LABEL_REFUSAL, || ClusterError::NotNamed),
+        );
+        fenced.and(named)
+    }
+
+    /// Whether the API server refuses this object in these words: validation and other policies refuse by the same codes,
+    /// and any of them may be the first to speak.
+    async fn refuses(
+        &self,
+        lease: &Lease,
+        namespace: &str,
+        object: Service,
+        words: &str,
+        taken: impl FnOnce() -> ClusterError,
+    ) -> Result<(), ClusterError> {
         let api = self.api::<Service>(namespace);
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-        let probe = objects::unfenced(name);
-        match self.call(lease, "fences", || api.create(&dry_run, &probe)).await? {
-            Ok(_) => Err(ClusterError::NotFenced(namespace.to_owned())),
-            // By its words: validation and other policies refuse by the same codes.
-            Err(Silence::Api(status)) if status.message.contains(FENCE_REFUSAL) => Ok(()),
-            Err(refusal) if refusal.is_not_found() || refusal.namespace_ends() => {
-                Err(ClusterError::Changed(format!("namespace {namespace}")))
+        let mut tries = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), 6);
+        loop {
+            let refusal = match self.call(lease, "fences", || api.create(&dry_run, &object)).await? {
+                Ok(_) => return Err(taken()),
+                Err(Silence::Api(status)) if status.message.contains(words) => return Ok(()),
+                Err(refusal) => refusal,
+            };
+            if refusal.is_not_found() || refusal.namespace_ends() {
+                return Err(ClusterError::Changed(format!("namespace {namespace}")));
             }
-            Err(refusal) => Err(refusal.into_error(name)),
+            let Some(wait) = tries.next_wait().filter(|_| refusal.may_pass()) else {
+                return Err(refusal.into_error("the dry run that asks whether it fences"));
+            };
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -382,12 +414,14 @@ impl Cluster {
         if matches!(answer, Ok(Ok(_) | Err(kube::Error::Api(_)))) {
             lease.note_work();
         }
-        Ok(match answer {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(kube::Error::Api(status))) => Err(Silence::Api(status)),
-            Ok(Err(error)) => Err(Silence::None(error.to_string())),
-            Err(_) => Err(Silence::None(format!("no answer within {budget:?}"))),
-        })
+        let why = match answer {
+            Ok(Ok(answer)) => return Ok(Ok(answer)),
+            Ok(Err(kube::Error::Api(status))) => return Ok(Err(Silence::Api(status))),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {budget:?}"),
+        };
+        tracing::debug!(resource = lease.resource(), call = name, "silence: {why}");
+        Ok(Err(Silence::None(why)))
     }
 }
 

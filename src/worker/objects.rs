@@ -51,16 +51,17 @@ pub fn anchor(spec: &Spec, owner_uid: &str, fence: Fence) -> Value {
     service
 }
 
-/// What the policies must refuse: a labelled object whose fence is none. All else about it is good, so that nothing else is
-/// a reason, and it has no pod template, of which somebody else's policies could think otherwise.
+/// What the policies must refuse: an object of this deployment whose fence is none, or one without the label, which would
+/// need no fence. All else about it is good, so that nothing else is a reason, and it has no pod template, of which
+/// somebody else's policies could think otherwise. The API server makes up its name, lest there be one of that name.
 #[must_use]
-pub fn unfenced(name: &str) -> Service {
-    let entry = |key: &str, value: &str| Some([(key.to_owned(), value.to_owned())].into());
+pub fn must_be_refused(deployment: Option<&str>) -> Service {
+    let entry = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
     Service {
         metadata: ObjectMeta {
             generate_name: Some("palisade-must-be-refused-".to_owned()),
-            labels: entry(DEPLOYMENT_LABEL, name),
-            annotations: entry(FENCE_ANNOTATION, "none"),
+            labels: deployment.map(|name| entry(DEPLOYMENT_LABEL, name)),
+            annotations: Some(entry(FENCE_ANNOTATION, "none")),
             ..ObjectMeta::default()
         },
         spec: Some(ServiceSpec {

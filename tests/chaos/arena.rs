@@ -120,7 +120,7 @@ impl Arena {
             .env("DATABASE_URL", url)
             .env("KUBECONFIG", kubeconfig)
             .env("PALISADE_ACCOUNT", self.dir.path().join(format!("{name}.account")))
-            .env("PALISADE_LOG", "palisade=info")
+            .env("PALISADE_LOG", "palisade=info,palisade::worker::cluster=debug")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -14,9 +14,12 @@ pub async fn seal(r: &mut Rollout<'_>, first: Step) -> Result<(), Halt> {
     let (namespace, name) = (&r.plan.spec.namespace, &r.plan.spec.name);
     // Without policies even a seal would be a write that nobody could refuse.
     // Rollouts that begin together ask side by side: one that waited for another's answer would report nothing meanwhile.
-    if !r.context.fenced.initialized() {
+    if !r.context.fenced.lock().await.contains(namespace) {
         match cluster.fences(lease, namespace, name).await {
-            Ok(()) => drop(r.context.fenced.set(())),
+            Ok(()) => {
+                tracing::debug!(namespace, "the cluster fences");
+                r.context.fenced.lock().await.insert(namespace.clone());
+            }
             Err(error) => gone(error)?,
         }
     }
