@@ -34,11 +34,6 @@ use support::writes::{self, Leases, Step, register, steps};
 const HOLD: &str = "CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NEW; END $$;
     CREATE TRIGGER hold BEFORE INSERT ON palisade.operation FOR EACH ROW EXECUTE FUNCTION public.hold()";
-/// A busy machine may take longer than the five seconds after which a call gives up waiting for a lock.
-const PATIENT: &str = "DO $$ DECLARE f text; BEGIN
-    FOR f IN SELECT p.oid::regprocedure FROM pg_proc AS p WHERE p.pronamespace = 'palisade'::regnamespace AND p.prosecdef LOOP
-        EXECUTE format('ALTER FUNCTION %s SET lock_timeout = ''2min''', f);
-    END LOOP; END $$";
 
 // ---------------------------------------------------------------- SQL and command line
 
@@ -84,11 +79,9 @@ impl Case {
 
 impl Stage {
     async fn new() -> Stage {
-        let db = Db::new().await;
+        let db = Db::patient().await;
         let proxy = Proxy::start(db.server.port()).await;
-        let mut direct = db.connect().await;
-        direct.run(PATIENT).await;
-        Stage { proxy, direct, holder: db.connect().await, db }
+        Stage { proxy, direct: db.connect().await, holder: db.connect().await, db }
     }
 
     async fn case(&mut self, scenario: &'static Scenario) -> Case {
@@ -467,11 +460,10 @@ struct Library {
 
 impl Library {
     async fn new() -> (Library, Leases) {
-        let db = Db::new().await;
+        let db = Db::patient().await;
         let proxy = Proxy::start(db.server.port()).await;
         register(&db.url()).await;
-        let mut direct = db.connect().await;
-        direct.run(PATIENT).await;
+        let direct = db.connect().await;
         let timeout = Duration::from_secs(60);
         let config = StoreConfig { timeout, ..StoreConfig::new(proxy.url(&db.url()), "outcomes") };
         let store = Store::new(&config).expect("a store");

@@ -16,8 +16,9 @@ use palisade::outcome::{Outcome, Reason};
 use palisade::store::{CallError, OperationState, Store, StoreConfig, Write};
 use serde_json::json;
 
-use support::postgres::Db;
+use support::postgres::{Db, PATIENCE};
 use support::proxy::{Fault, Proxy};
+use support::world;
 use support::writes::{self, DEPLOYMENT, Leases, put_plan, register};
 
 /// One more than the library tries: with all of them lost, it gives up.
@@ -40,9 +41,8 @@ async fn stage_with(clock: Clock) -> Stage {
     let db = Db::new().await;
     let proxy = Proxy::start(db.server.port()).await;
     register(&db.url()).await;
-    let config = StoreConfig { timeout: Duration::from_secs(2), ..StoreConfig::new(proxy.url(&db.url()), "sdk") };
-    let store = Store::new(&config).expect("a store");
-    let config = SessionConfig { clock: clock.clone(), ..SessionConfig::new("w", Duration::from_secs(60)) };
+    let store = world::store(proxy.url(&db.url()), "sdk");
+    let config = SessionConfig { clock: clock.clone(), ..SessionConfig::new("w", Duration::from_secs(600)) };
     let session = Session::open(store.clone(), config).await.expect("a session");
     Stage { db, proxy, store, session, clock }
 }
@@ -159,7 +159,8 @@ async fn a_write_whose_future_is_dropped_is_remembered_and_settled() {
 #[tokio::test]
 async fn a_connection_that_owes_an_answer_is_thrown_away() {
     let stage = stage().await;
-    let timeout = Duration::from_secs(1);
+    // Long enough for every other answer.
+    let timeout = Duration::from_secs(5);
     let config = StoreConfig { timeout, connections: 1, ..StoreConfig::new(stage.proxy.url(&stage.db.url()), "one") };
     let store = Store::new(&config).expect("a store");
     store.epoch_status().await.expect("an answer");
@@ -247,7 +248,7 @@ async fn a_grant_whose_answer_was_lost_is_found_again_and_given_back() {
 async fn a_lease_that_another_session_holds_is_refused_with_its_owner_and_the_time_left() {
     let stage = stage().await;
     let _held = stage.session.acquire("retraining/churn", None).await.expect("a lease");
-    let other = Session::open(stage.store.clone(), SessionConfig::new("other", Duration::from_secs(5)))
+    let other = Session::open(stage.store.clone(), SessionConfig::new("other", Duration::from_secs(60)))
         .await
         .expect("a session");
     match other.acquire("retraining/churn", None).await {
@@ -265,7 +266,7 @@ async fn a_lease_that_another_session_holds_is_refused_with_its_owner_and_the_ti
 async fn a_process_that_was_paused_past_its_deadline_drops_its_leases_before_it_sends_anything() {
     let stage = stage_with(Clock::manual()).await;
     let lease = stage.session.acquire("retraining/churn", None).await.expect("a lease");
-    stage.clock.advance(Duration::from_secs(39));
+    stage.clock.advance(Duration::from_secs(399));
     assert!(lease.check().is_ok(), "two thirds of the TTL are ours");
     stage.clock.advance(Duration::from_secs(2));
     let refused = lease.write(set_alias(1)).await;
@@ -278,12 +279,13 @@ async fn a_process_that_was_paused_past_its_deadline_drops_its_leases_before_it_
 #[tokio::test]
 async fn a_revoked_lease_is_told_by_the_next_heartbeat_and_the_session_lives_on() {
     let stage = stage().await;
-    let config = SessionConfig::new("short", Duration::from_secs(2));
+    // It beats every 5 s, and may be silent for 10.
+    let config = SessionConfig::new("short", Duration::from_secs(15));
     let session = Session::open(stage.store.clone(), config).await.expect("a session");
     let lease = session.acquire("retraining/churn", None).await.expect("a lease");
     let kept = session.acquire("retraining/fraud", None).await.expect("a lease");
     stage.store.revoke("retraining/churn", "maintenance").await.expect("an answer").applied().expect("revoked");
-    tokio::time::timeout(Duration::from_secs(20), lease.lost()).await.expect("told");
+    tokio::time::timeout(PATIENCE, lease.lost()).await.expect("told");
     assert!(session.alive() && kept.check().is_ok());
     assert!(matches!(lease.write(set_alias(1)).await, Err(LeaseError::Lost { .. })));
 }
@@ -291,7 +293,8 @@ async fn a_revoked_lease_is_told_by_the_next_heartbeat_and_the_session_lives_on(
 #[tokio::test]
 async fn a_lost_heartbeat_is_sent_again_and_costs_no_lease() {
     let stage = stage().await;
-    let config = SessionConfig::new("short", Duration::from_secs(3));
+    // It beats every 5 s, and may be silent for 10.
+    let config = SessionConfig::new("short", Duration::from_secs(15));
     let session = Session::open(stage.store.clone(), config).await.expect("a session");
     let lost = stage.proxy.on_next("palisade.heartbeat(", Fault::LoseAnswer);
     lost.fired().await;

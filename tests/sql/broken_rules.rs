@@ -6,10 +6,9 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::protect::has_icu;
-use crate::support::postgres::{BREAK, Conn, UNBREAKABLE, shared_server};
+use crate::support::postgres::{BREAK, Conn, PATIENCE, UNBREAKABLE, shared_server};
 
 /// Test (below `sql::`), and how its rule is broken: `function ==> from ==> to` or `sql ==> statement`.
 const BREAKS: &[(&str, &str)] = &[
@@ -480,7 +479,8 @@ async fn each_rule_when_it_is_broken_is_noticed_by_its_test() {
                 .stdin(Stdio::null())
                 .kill_on_drop(true)
                 .output();
-            let Ok(out) = tokio::time::timeout(Duration::from_secs(60), run).await else {
+            // One that fails by waiting in vain takes PATIENCE for it.
+            let Ok(out) = tokio::time::timeout(PATIENCE * 3, run).await else {
                 return Some(format!("{test}: {rule:?}: neither passes nor fails"));
             };
             let out = out.expect("this program runs");

@@ -137,7 +137,7 @@ async fn claim_of_a_session_that_may_not_says_why_and_grants_nothing() {
 /// A lease that was granted between the unlocked choice and the lock is checked again behind the lock.
 #[tokio::test]
 async fn claim_does_not_grant_what_was_granted_while_it_waited() {
-    let db = Db::new().await;
+    let db = Db::patient().await;
     let mut conn = db.connect().await;
     plans(&mut conn, 1).await;
     let (first, second) = (conn.session("1 minute").await, conn.session("1 minute").await);

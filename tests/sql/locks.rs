@@ -109,7 +109,7 @@ async fn round(conn: &mut Conn, random: &mut impl FnMut(u64) -> u64) -> i64 {
 
 #[tokio::test]
 async fn a_takeover_and_the_former_owners_close_session_do_not_deadlock() {
-    let db = Db::new().await;
+    let db = Db::patient().await;
     let mut conn = db.connect().await;
     let lease = conn.owner(A).await;
     conn.expire(&lease.session).await;
@@ -128,7 +128,7 @@ async fn a_takeover_and_the_former_owners_close_session_do_not_deadlock() {
 
 #[tokio::test]
 async fn guards_moved_both_ways_at_once_do_not_deadlock() {
-    let db = Db::new().await;
+    let db = Db::patient().await;
     let mut conn = db.connect().await;
     furnish(&mut conn).await;
     let (a, b) = (conn.owner(A).await, conn.owner(B).await);
@@ -175,7 +175,7 @@ async fn a_call_gives_up_after_its_lock_timeout_whatever_the_caller_set() {
 
 #[tokio::test]
 async fn a_client_that_idles_in_a_transaction_with_a_lease_locked_is_ended_so_that_the_takeover_goes_on() {
-    let db = Db::new().await;
+    let db = Db::patient().await;
     let mut conn = db.connect().await;
     furnish(&mut conn).await;
     let lease = conn.owner(A).await;

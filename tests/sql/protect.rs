@@ -22,7 +22,7 @@ struct World {
 
 /// Protected tables with one row of either resource, and a lease of one.
 async fn world() -> World {
-    let db = Db::new().await;
+    let db = Db::patient().await;
     let mut admin = db.connect().await;
     admin.run("GRANT CREATE ON SCHEMA public TO PUBLIC").await;
     let mut worker = db.connect_as("worker_login").await;

@@ -267,7 +267,7 @@ async fn a_paused_plan_leaves_the_queue() {
 /// The race between a new plan and the end of the former's work, in both orders.
 #[tokio::test]
 async fn work_that_was_planned_while_the_former_work_ended_stays_queued() {
-    let db = Db::new().await;
+    let db = Db::patient().await;
     for (n, end) in ["record_done", "record_failure"].into_iter().cycle().take(4).enumerate() {
         let mut conn = db.connect().await;
         conn.clear().await;

@@ -13,7 +13,7 @@ fn operation(function: &str, lease: &Lease, sequence: i64) -> String {
 
 /// A database, a connection, a lease of deployment a.
 async fn start() -> (Db, Conn, Lease) {
-    let db = Db::new().await;
+    let db = Db::patient().await;
     let mut conn = db.connect().await;
     furnish(&mut conn).await;
     let lease = conn.owner(A).await;

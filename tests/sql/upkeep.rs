@@ -14,7 +14,10 @@ fn operation(function: &str, lease: &Lease, sequence: i64) -> String {
 }
 
 async fn start() -> (Db, Conn, Lease) {
-    let db = Db::new().await;
+    start_in(Db::new().await).await
+}
+
+async fn start_in(db: Db) -> (Db, Conn, Lease) {
     let mut conn = db.connect().await;
     furnish(&mut conn).await;
     let lease = conn.owner(A).await;
@@ -361,7 +364,7 @@ async fn sizes_names_each_table_that_grows() {
 /// A cleaner holds a lease's row only for as long as one batch takes.
 #[tokio::test]
 async fn a_write_goes_on_beside_a_cleaner() {
-    let (db, mut conn, lease) = start().await;
+    let (db, mut conn, lease) = start_in(Db::patient().await).await;
     conn.call(&set_alias(&lease, 1, 1)).await.is("applied");
     let next = conn.take_over(&lease).await;
     age(&mut conn).await;

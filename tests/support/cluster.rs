@@ -32,8 +32,9 @@ use palisade::manifests::{self, Account, Settings};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// How long a test waits for something that must happen. Generous: two cores, many tests at once.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a test waits for something that must happen. Generous: two slow cores, many tests at once, and a server that
+/// does not answer for a while.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
@@ -311,20 +312,20 @@ where
 }
 
 /// Polls what cannot be watched, such as a policy that comes into force. Says what was in the way at last.
-pub async fn wait_until<F, E>(what: &str, check: impl Fn() -> F)
+pub async fn wait_until<F, T, E>(what: &str, check: impl Fn() -> F) -> T
 where
-    F: Future<Output = Result<(), E>>,
+    F: Future<Output = Result<T, E>>,
     E: std::fmt::Display,
 {
-    let (attempts, mut last) = (PATIENCE.as_millis() / 20, String::new());
-    for _ in 0..attempts {
-        match check().await {
-            Ok(()) => return,
-            Err(error) => last = error.to_string(),
-        }
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let error = match check().await {
+            Ok(found) => return found,
+            Err(error) => error,
+        };
+        assert!(tokio::time::Instant::now() < until, "waited in vain until {what}: {error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("waited in vain until {what}: {last}");
 }
 
 fn dry_run() -> PostParams {

@@ -17,8 +17,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Row};
 use uuid::Uuid;
 
-/// How long a test waits for something that must happen. Generous: two cores, many tests at once.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a test waits for something that must happen. Generous: two slow cores, many tests at once, and a server that
+/// does not answer for a while.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
@@ -261,8 +262,19 @@ pub fn run_program(args: &[&str]) -> String {
 
 /// SIGKILL to one process.
 pub fn kill(pid: i32) {
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+pub fn signal(pid: i32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid).expect("a PID");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+    rustix::process::kill_process(pid, signal).expect("kill");
+}
+
+/// Waits until a standby has what was written up to this place, and is told of what comes next: one that only begins to
+/// follow cannot be cut off for good.
+pub async fn follows(standby: &mut Conn, at: &str) {
+    standby.wait_until(&format!("SELECT pg_last_wal_replay_lsn() >= '{at}'")).await;
+    standby.wait_until("SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')").await;
 }
 
 /// Applies ./migrations as the program does, but as the files are now: a changed one needs no build. That the program
@@ -325,6 +337,22 @@ impl Db {
         let db = Db::without_epoch().await;
         let mut conn = db.connect().await;
         conn.establish(1).await;
+        conn.close().await;
+        db
+    }
+
+    /// One whose calls wait for a lock for longer than a test waits for anything, for those in which a call is to wait until
+    /// the test lets it go on: a busy machine may take longer than the five seconds after which a call gives up.
+    pub async fn patient() -> Db {
+        let db = Db::new().await;
+        let mut conn = db.connect().await;
+        conn.run(
+            "DO $$ DECLARE f text; BEGIN
+                FOR f IN SELECT p.oid::regprocedure FROM pg_proc AS p
+                    WHERE p.pronamespace = 'palisade'::regnamespace AND p.proconfig @> ARRAY['lock_timeout=5s']
+                LOOP EXECUTE format('ALTER FUNCTION %s SET lock_timeout = 300000', f); END LOOP; END $$",
+        )
+        .await;
         conn.close().await;
         db
     }
@@ -640,22 +668,27 @@ impl Conn {
         async move {
             let began = Instant::now();
             while self.text(condition).await != "true" {
-                assert!(began.elapsed() < PATIENCE, "{place}: never true: {condition}");
+                assert!(began.elapsed() < PATIENCE, "{place}: not true within {PATIENCE:?}: {condition}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
     }
 
-    /// Waits until the backend waits for a lock.
+    /// Waits until the backend waits for a lock. What it was asked last is its PID, and then the statement in question.
     #[track_caller]
     pub fn wait_blocked(&mut self, pid: i32) -> impl Future<Output = ()> {
         let place = std::panic::Location::caller();
         async move {
             let began = Instant::now();
-            let sql = format!("SELECT cardinality(pg_blocking_pids({pid})) > 0");
-            while self.text(&sql).await != "true" {
-                // Below lock_timeout: a backend that never came here must not be taken for one that gave up.
-                assert!(began.elapsed() < Duration::from_secs(4), "{place}: backend {pid} waits for nobody");
+            let blocked = format!("SELECT cardinality(pg_blocking_pids({pid})) > 0");
+            let ended = format!(
+                "SELECT coalesce(bool_and(state LIKE 'idle%' AND query NOT LIKE '%pg_backend_pid%'), true)
+                 FROM pg_stat_activity WHERE pid = {pid}"
+            );
+            while self.text(&blocked).await != "true" {
+                let ended = self.text(&ended).await == "true";
+                assert!(!ended, "{place}: backend {pid} came to its end without waiting for anybody");
+                assert!(began.elapsed() < PATIENCE, "{place}: backend {pid} waits for nobody");
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         }

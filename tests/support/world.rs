@@ -17,8 +17,9 @@ use uuid::Uuid;
 use super::cluster::{Cluster, PATIENCE};
 use super::postgres::{Conn, Db};
 
-/// The TTL of the workers' sessions: short, and long enough for two busy cores.
-pub const TTL: Duration = Duration::from_secs(2);
+/// The TTL of the workers' sessions. So long that nobody loses one because the machine is busy: what a test wants to be
+/// over, it ends by `World::expire`, or it gives a worker less.
+pub const TTL: Duration = Duration::from_secs(60);
 
 /// Where a test happens.
 pub struct World {
@@ -63,10 +64,16 @@ impl World {
 
     /// A worker process that works for this world only. Ends with the value.
     pub fn worker(&self, name: &str, environment: &[(&str, &str)]) -> Worker {
+        self.worker_with(name, TTL, environment)
+    }
+
+    /// With another TTL.
+    pub fn worker_with(&self, name: &str, ttl: Duration, environment: &[(&str, &str)]) -> Worker {
         let log = self.logs.path().join(format!("{name}.log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_palisade"));
         command
-            .args(["worker", "--name", name, "--ttl", "2s", "--poll", "200ms", "--log-format", "json"])
+            .args(["worker", "--name", name, "--ttl", &format!("{}s", ttl.as_secs())])
+            .args(["--poll", "200ms", "--log-format", "json"])
             .env("DATABASE_URL", self.db.url_as("worker_login"))
             .env("KUBECONFIG", &self.kubeconfig)
             .env("PALISADE_LOG", "palisade=debug")
@@ -79,6 +86,14 @@ impl World {
 
     pub async fn sql(&self) -> Conn {
         self.db.connect().await
+    }
+
+    /// Lets the time of this worker's sessions run out at once, as the database sees it.
+    pub async fn expire(&self, worker: &str) {
+        let mut sql = self.sql().await;
+        let over = "UPDATE palisade.session SET expires_at = clock_timestamp() - interval '1 millisecond' WHERE worker";
+        sql.run(&format!("{over} = '{worker}'")).await;
+        sql.close().await;
     }
 
     /// Waits until the registry says that this version serves and its plan is done.
@@ -121,6 +136,12 @@ pub fn digest(version: i64) -> String {
     format!("sha256:{version:064x}")
 }
 
+/// A test's own way to the registry. It waits for as long as a test does: a server that is slow is no failure.
+pub fn store(url: impl Into<String>, application: &str) -> Store {
+    let config = StoreConfig { timeout: PATIENCE, ..StoreConfig::new(url, application) };
+    Store::new(&config).expect("a store")
+}
+
 /// The model `churn` in versions 1 to 3.
 pub async fn register(store: &Store) {
     let model = store.register_model("churn", "", &json!({}), Uuid::new_v4()).await;
@@ -142,7 +163,7 @@ pub struct Planner {
 impl Planner {
     /// With the model `churn` in versions 1 to 3.
     pub async fn new(url: String) -> Planner {
-        let store = Store::new(&StoreConfig::new(url, "planner")).expect("a store");
+        let store = store(url, "planner");
         register(&store).await;
         // A long TTL: nothing in these tests is about the controller's own lease.
         let config = SessionConfig::new("planner", Duration::from_secs(600));
@@ -151,13 +172,14 @@ impl Planner {
         Planner { store, _session: session, lease }
     }
 
-    /// Plans this for the ModelDeployment with this UID. Owners must report progress every 5 s.
+    /// Plans this for the ModelDeployment with this UID. Owners must report progress every half minute: no busy machine
+    /// costs them their lease.
     pub async fn plan(&self, uid: Uuid, spec: Spec) {
         self.put(uid, spec, false, false).await;
     }
 
     pub async fn put(&self, uid: Uuid, spec: Spec, paused: bool, removed: bool) {
-        self.put_within(uid, spec, paused, removed, Duration::from_secs(5)).await;
+        self.put_within(uid, spec, paused, removed, Duration::from_secs(30)).await;
     }
 
     /// With another time for progress.
@@ -214,9 +236,14 @@ impl Worker {
         stat.rsplit_once(')')?.1.trim_start().chars().next()
     }
 
+    /// Whether the process has stopped itself.
+    pub fn is_stopped(&self) -> bool {
+        self.state() == Some('T')
+    }
+
     /// Waits until the process has stopped itself.
     pub async fn stopped(&self) {
-        self.wait("to stop itself", || self.state() == Some('T')).await;
+        self.wait("to stop itself", || self.is_stopped()).await;
     }
 
     /// Waits until the process is gone, and says how it ended.
@@ -241,7 +268,8 @@ impl Worker {
         self.wait(&format!("to say {text:?} {times} times"), || self.text().matches(text).count() >= times).await;
     }
 
-    async fn wait(&self, what: &str, check: impl Fn() -> bool) {
+    /// Waits until this holds of it.
+    pub async fn wait(&self, what: &str, check: impl Fn() -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while !check() {
             assert!(

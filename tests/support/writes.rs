@@ -5,9 +5,11 @@ use std::time::Duration;
 use palisade::lease::{Lease, LeaseError};
 use palisade::outcome::Outcome;
 use palisade::plan::{Spec, State, Strategy};
-use palisade::store::{Store, StoreConfig, Write};
+use palisade::store::Write;
 use serde_json::json;
 use uuid::Uuid;
+
+use super::world;
 
 pub const UID: Uuid = Uuid::from_u128(7);
 pub const DEPLOYMENT: &str = "deployment/team/churn";
@@ -17,7 +19,7 @@ pub const OTHER: &str = "retraining/churn";
 
 /// The model `churn` with two versions.
 pub async fn register(url: &str) {
-    let direct = Store::new(&StoreConfig::new(url, "set-up")).expect("a store");
+    let direct = world::store(url, "set-up");
     direct
         .register_model("churn", "", &json!({}), Uuid::new_v4())
         .await
