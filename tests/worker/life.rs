@@ -1,13 +1,18 @@
 //! What a worker's life promises besides: handing over, turning to a changed plan, telling why something is not ready.
 
+use std::time::Duration;
+
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use palisade::manifests::REVISION_LABEL;
 use palisade::plan::{Spec, Strategy};
 use rustix::process::Signal;
 use uuid::Uuid;
 
+use crate::support::cluster::{PATIENCE, wait_until};
+use crate::support::postgres::Conn;
 use crate::support::world::World;
 
 /// A pod that no fake node can hold.
@@ -28,6 +33,26 @@ async fn replicas(world: &World) -> Vec<(String, i32)> {
     list.items.iter().map(|d| (d.name_any(), d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1))).collect()
 }
 
+/// Waits until the scheduler has said of this version's pod that there is no place for it.
+async fn unscheduled(world: &World, spec: &Spec) {
+    let api = Api::<Pod>::namespaced(world.cluster.admin().await, &world.namespace);
+    let of_version = ListParams::default().labels(&format!("{REVISION_LABEL}={}", spec.revision()));
+    let said = |pod: &Pod| {
+        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.filter_map(|condition| condition.reason.as_deref()).any(|reason| reason == "Unschedulable")
+    };
+    wait_until("its pod is unschedulable", async || {
+        let pods = api.list(&of_version).await.map_err(|error| error.to_string())?.items;
+        if pods.iter().any(said) { Ok(()) } else { Err(format!("{pods:?}")) }
+    })
+    .await;
+}
+
+/// How many leases of deployments were taken from an owner.
+async fn takeovers(sql: &mut Conn) -> i64 {
+    sql.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover'").await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_that_does_not_become_ready_leaves_the_old_one_serving_and_says_why() {
     let world = World::new("unready").await;
@@ -36,7 +61,11 @@ async fn a_version_that_does_not_become_ready_leaves_the_old_one_serving_and_say
     world.planner.plan(uid, world.spec("churn", 1)).await;
     world.done("churn", 1).await;
     let first = world.spec("churn", 1).revision();
-    world.planner.plan(uid, Spec { ready_timeout_ms: 1500, ..unschedulable(world.spec("churn", 2)) }).await;
+    // There is all the time until there is a reason to tell.
+    let second = unschedulable(world.spec("churn", 2));
+    world.planner.plan(uid, second.clone()).await;
+    unscheduled(&world, &second).await;
+    world.planner.plan(uid, Spec { ready_timeout_ms: 1500, ..second }).await;
     let mut sql = world.sql().await;
     sql.wait_until(
         "EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'NotReady' AND serving_version = 1)",
@@ -87,7 +116,7 @@ async fn a_plan_that_changes_while_a_version_is_waited_for_is_turned_to() {
     world.done("churn", 2).await;
     worker.says("turning to it", 1).await;
     // One lease was enough: nobody had to give up for it.
-    assert_eq!(sql.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover'").await, 0);
+    assert_eq!(takeovers(&mut sql).await, 0);
     assert_eq!(replicas(&world).await, [(world.spec("churn", 2).deployment_name(), 1)]);
     sql.close().await;
 }
@@ -130,7 +159,7 @@ async fn a_worker_that_is_asked_to_stop_hands_over_and_exits_with_0() {
     // The next one need not wait for anything.
     let next = world.worker("next", &[]);
     next.says("lease granted", 1).await;
-    assert_eq!(sql.number("SELECT count(*) FROM palisade.grant_history WHERE kind = 'takeover'").await, 0);
+    assert_eq!(takeovers(&mut sql).await, 0);
     sql.close().await;
 }
 
@@ -202,11 +231,17 @@ async fn a_hung_owner_whose_process_beats_loses_its_lease_and_is_told() {
     sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE step = 'ready')").await;
     let next = world.worker("next", &[]);
     next.says("session opened", 1).await;
-    // As if it had not reported: the deadline is over, the heartbeats go on.
-    sql.run("UPDATE palisade.progress SET deadline = clock_timestamp() - interval '1 second' WHERE resource LIKE 'deployment/%'").await;
+    // As if it did not report: the deadline is over however often it does, the heartbeats go on.
+    let over = "UPDATE palisade.progress SET deadline = clock_timestamp() - interval '1 second' WHERE resource LIKE 'deployment/%'";
     // By the other process, or by its own, whose other tasks are well; the hung one is told in either case.
-    sql.wait_until("EXISTS (SELECT FROM palisade.grant_history WHERE kind = 'takeover' AND reason = 'no progress')")
-        .await;
+    let reason = "SELECT reason FROM palisade.grant_history WHERE kind = 'takeover' ORDER BY token LIMIT 1";
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while takeovers(&mut sql).await == 0 {
+        assert!(tokio::time::Instant::now() < until, "nobody took over; the hung one says:\n{}", hung.text());
+        sql.run(over).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(sql.text(reason).await, "no progress");
     hung.says("the lease is lost", 1).await;
     assert!(!hung.text().contains("session lost"), "its session lives on: {}", hung.text());
     sql.close().await;

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use k8s_openapi::NamespaceResourceScope;
@@ -15,10 +16,13 @@ use palisade::plan::{Spec, Strategy};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use crate::support::world::{World, lines};
+use crate::support::world::{Worker, World, lines};
 
 /// Disturbed rollouts at once: each is two processes.
 const AT_ONCE: usize = 5;
+/// The TTLs of a worker that is paused, one after the other until it came to its point with its session alive: its own clock is
+/// to find the time over, and each test waits for that. A machine that is busy for longer than the last one is out of use.
+const TTLS: [u64; 4] = [2, 5, 10, 20];
 
 /// From version 1, which serves, to version 2. Between them the kinds have every call that a rollout makes.
 #[derive(Clone, Copy, Debug)]
@@ -135,16 +139,30 @@ fn is_cluster_write(point: &str) -> bool {
         .any(|call| point.ends_with(call))
 }
 
+/// A world in which worker `stale` is really stopped at `point` of the rollout of version 2, with its session alive.
+async fn stopped(kind: Kind, point: &str, uid: Uuid) -> (World, Worker) {
+    let blind = registry_write(point).is_some() || is_cluster_write(point);
+    let stop: &[(&str, &str)] = &[("PALISADE_STOP_AT", point), ("PALISADE_BLIND", "1")];
+    let stop = if blind { stop } else { &stop[..1] };
+    for ttl in TTLS {
+        let world = serving("paused", uid, kind).await;
+        world.planner.plan(uid, kind.spec(&world, 2)).await;
+        let stale = world.worker_with("stale", Duration::from_secs(ttl), stop);
+        let lost = || stale.text().contains("session lost");
+        stale.wait(&format!("to stop itself at {point}"), || stale.is_stopped() || lost()).await;
+        // Too slow for its TTL, it goes on from what it recorded, and may never come to the point again.
+        if !lost() {
+            return (world, stale);
+        }
+    }
+    panic!("no worker came to {point} before its session was lost, even with a TTL of {} s", TTLS[TTLS.len() - 1]);
+}
+
 /// A worker is really stopped at `point`, while it rolls out version 2. Another one takes over and rolls out version 3. Then the
 /// first one goes on. Where it was about to write it is made blind, so that the write is really sent: only the fences stand.
 async fn paused(kind: Kind, point: &str) {
     let uid = Uuid::new_v4();
-    let world = serving("paused", uid, kind).await;
-    world.planner.plan(uid, kind.spec(&world, 2)).await;
-    let blind = registry_write(point).is_some() || is_cluster_write(point);
-    let stop: &[(&str, &str)] = &[("PALISADE_STOP_AT", point), ("PALISADE_BLIND", "1")];
-    let stale = world.worker("stale", if blind { stop } else { &stop[..1] });
-    stale.stopped().await;
+    let (world, stale) = stopped(kind, point, uid).await;
     // What it did before it stopped is done; from here on, nothing of its may be applied.
     world.planner.plan(uid, kind.spec(&world, 3)).await;
     let next = world.worker("next", &[]);
@@ -206,6 +224,7 @@ async fn killed(kind: Kind, point: &str) {
     world.planner.plan(uid, kind.spec(&world, 2)).await;
     let mut dead = world.worker("dead", &[("PALISADE_KILL_AT", point)]);
     dead.ended().await;
+    world.expire("dead").await;
     let next = world.worker("next", &[]);
     world.done("churn", 2).await;
     let mut sql = world.sql().await;
