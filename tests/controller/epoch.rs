@@ -5,12 +5,13 @@ use kube::api::{Api, DeleteParams, PostParams};
 use palisade::crd::ModelDeploymentStatus;
 use palisade::epoch::{Allocator, Cause, EpochError, Step};
 use palisade::manifests::{EPOCH_KEY, EPOCH_OBJECT, INCARNATION_KEY};
-use palisade::store::{Store, StoreConfig};
+use palisade::store::Store;
 use serde_json::json;
 
 use crate::stage::{Stage, condition};
 use crate::support::cluster::{api, deployment, fence, from_json};
 use crate::support::postgres::{Db, Server};
+use crate::support::world;
 
 fn allocator(stage: &Stage) -> Allocator {
     Allocator::new(stage.store.clone(), stage.admin.clone(), &stage.namespace, Some(&stage.namespace))
@@ -115,7 +116,7 @@ async fn after_a_restart_of_the_database_a_new_epoch_is_allocated_and_work_goes_
 async fn of_two_fresh_databases_at_once_one_gets_the_epoch_and_the_other_waits_for_a_person() {
     let stage = Stage::with("epoch-servers", Db::without_epoch().await, false).await;
     let server = tokio::task::spawn_blocking(Server::start).await.expect("a server");
-    let other = Store::new(&StoreConfig::new(server.migrated("other").await, "test")).expect("a store");
+    let other = world::store(server.migrated("other").await, "test");
     let ours = allocator(&stage);
     let theirs = Allocator::new(other.clone(), stage.admin.clone(), &stage.namespace, Some(&stage.namespace));
     let (winner, loser, refused) = match tokio::join!(ours.ensure(), theirs.ensure()) {
@@ -133,7 +134,7 @@ async fn a_database_that_was_dropped_and_made_anew_waits_for_a_person_and_then_g
     let stage = Stage::with("epoch-anew", Db::without_epoch().await, false).await;
     assert_eq!(allocator(&stage).ensure().await.expect("an epoch"), 1);
     let anew = Db::without_epoch().await;
-    let store = Store::new(&StoreConfig::new(anew.url(), "test")).expect("a store");
+    let store = world::store(anew.url(), "test");
     let allocator = Allocator::new(store.clone(), stage.admin.clone(), &stage.namespace, Some(&stage.namespace));
     let refused = allocator.ensure().await.expect_err("another database has the epoch");
     assert_eq!(refused.attention().map(|attention| attention.cause), Some(Cause::LostBranch));
@@ -230,13 +231,13 @@ async fn a_restored_database_waits_for_an_operator() {
     stage.create("churn", json!({})).await;
     let told = stage.holds("churn", "Stalled", "EpochNotEstablished").await;
     assert!(told.last_error.is_some_and(|error| error.message.contains("palisade epoch adopt")));
-    assert!(waiting.metrics.print().contains("palisade_epoch_needs_attention{cause=\"LostBranch\"} 1"));
+    waiting.tells("palisade_epoch_needs_attention{cause=\"LostBranch\"} 1").await;
     assert_eq!(allocator(&stage).adopt().await.expect("an epoch"), 6);
     // Without a restart, and without anybody's help.
     waiting.ready().await;
     let healed = |s: &ModelDeploymentStatus| condition(s, "Stalled").is_none() && s.revision >> 32 == 6;
     stage.status("churn", "to be told of by the leader again", healed).await;
-    assert!(waiting.metrics.print().contains("palisade_epoch_needs_attention{cause=\"LostBranch\"} 0"));
+    waiting.tells("palisade_epoch_needs_attention{cause=\"LostBranch\"} 0").await;
     waiting.stop().await;
 }
 

@@ -46,7 +46,7 @@ async fn a_modeldeployment_becomes_a_plan_and_what_a_worker_records_its_status()
 #[tokio::test]
 async fn a_look_that_finds_nothing_new_writes_nothing() {
     let stage = Stage::new("quiet").await;
-    let replica = stage.replica("a").await;
+    let replica = stage.lasting("a").await;
     stage.create("churn", json!({})).await;
     stage.planned("churn", "true").await;
     stage.work("worker-a").await;
@@ -186,10 +186,12 @@ async fn a_service_that_somebody_deleted_wakes_a_worker() {
     use kube::api::{DeleteParams, PostParams};
 
     let stage = Stage::new("drift").await;
-    let replica = stage.replica("a").await;
+    let first = stage.replica("a").await;
     stage.create("churn", json!({})).await;
     stage.planned("churn", "true").await;
     let status = stage.holds("churn", "Reconciling", "WaitingForWorker").await;
+    // Or its watch could be so late that it misses what the worker wrote.
+    first.stop().await;
     let revision = status.target_revision.expect("a revision");
     let labels = json!({"palisade.dev/deployment": "churn", "palisade.dev/revision": revision});
     let name = format!("churn-{revision}");
@@ -204,6 +206,7 @@ async fn a_service_that_somebody_deleted_wakes_a_worker() {
     }));
     services.create(&PostParams::default(), &service).await.expect("created");
     stage.work("worker-a").await;
+    let replica = stage.replica("b").await;
     stage.holds("churn", "Ready", "VersionServes").await;
     let due = format!("EXISTS (SELECT FROM palisade.queue WHERE resource = '{}')", stage.resource("churn"));
     assert_eq!(stage.sql().await.text(&due).await, "false");

@@ -25,10 +25,13 @@ use uuid::Uuid;
 
 use crate::support::cluster::{Cluster, api, from_json, merge, wait_for, wait_until};
 use crate::support::postgres::{Conn, Db};
-use crate::support::world::digest;
+use crate::support::world::{self, digest};
 
-/// The TTL of the controllers' sessions: short, and long enough for two busy cores.
+/// The TTL of the controllers' sessions. One that is busy for longer loses its lease, and leads anew: where that would matter,
+/// the replica is a `lasting` one.
 pub const TTL: Duration = Duration::from_secs(3);
+/// A TTL that no busy machine uses up.
+pub const LASTING: Duration = Duration::from_secs(60);
 /// The controller's account, as the API server names it.
 const ACCOUNT: &str = "system:serviceaccount:palisade-system:palisade-controller";
 const GROUPS: &[&str] = &["system:serviceaccounts", "system:authenticated"];
@@ -62,7 +65,7 @@ impl Stage {
         let namespace = cluster.namespace(prefix).await;
         grant_epoch_object(cluster, &settings, &namespace).await;
         let admin = cluster.admin().await;
-        let store = Store::new(&StoreConfig::new(db.url(), "test")).expect("a store");
+        let store = world::store(db.url(), "test");
         let stage = Stage { cluster, crs: api(&admin, &namespace), db, namespace, admin, store };
         if models {
             stage.register("churn", 2).await;
@@ -100,12 +103,18 @@ impl Stage {
     }
 
     pub async fn replica_at(&self, name: &str, url: &str) -> Replica {
-        self.replica_with(name, url, Retention::default()).await
+        let client = self.cluster.client_as(ACCOUNT, GROUPS).await;
+        self.replica_by(name, url, Retention::default(), TTL, client)
     }
 
-    pub async fn replica_with(&self, name: &str, url: &str, retention: Retention) -> Replica {
+    /// A replica that leads, once it does, until it is stopped.
+    pub async fn lasting(&self, name: &str) -> Replica {
+        self.lasting_with(name, Retention::default()).await
+    }
+
+    pub async fn lasting_with(&self, name: &str, retention: Retention) -> Replica {
         let client = self.cluster.client_as(ACCOUNT, GROUPS).await;
-        self.replica_by(name, url, retention, client)
+        self.replica_by(name, &self.db.url_as("controller_login"), retention, LASTING, client)
     }
 
     /// A replica that talks to the API server at this address.
@@ -113,10 +122,10 @@ impl Stage {
         let mut config = self.cluster.config_as(ACCOUNT, GROUPS).await;
         config.cluster_url = format!("https://{address}").parse().expect("a URL");
         let client = Client::try_from(config).expect("a client");
-        self.replica_by(name, &self.db.url_as("controller_login"), Retention::default(), client)
+        self.replica_by(name, &self.db.url_as("controller_login"), Retention::default(), TTL, client)
     }
 
-    fn replica_by(&self, name: &str, url: &str, retention: Retention, client: Client) -> Replica {
+    fn replica_by(&self, name: &str, url: &str, retention: Retention, ttl: Duration, client: Client) -> Replica {
         let config = StoreConfig { timeout: Duration::from_secs(1), ..StoreConfig::new(url, name) };
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
@@ -125,7 +134,7 @@ impl Stage {
                 replica: name.to_owned(),
                 system_namespace: self.namespace.clone(),
                 watch_namespace: Some(self.namespace.clone()),
-                ttl: TTL,
+                ttl,
                 retention,
             },
             store: Store::new(&config).expect("a store"),
@@ -230,15 +239,14 @@ impl Stage {
             let found = list.items.iter().filter(ours).find(|e| e.reason.as_deref() == Some(reason));
             found.map(|e| e.note.clone().unwrap_or_default()).ok_or(format!("there are {reasons:?}"))
         };
-        wait_until(&format!("{name} has an event {reason}"), || async { find().await.map(|_| ()) }).await;
-        find().await.expect("it was there")
+        wait_until(&format!("{name} has an event {reason}"), find).await
     }
 
     /// Claims what is due, as a worker.
     pub async fn claim(&self, worker: &str) -> (Session, Vec<(Lease, Claimed)>) {
-        let store = Store::new(&StoreConfig::new(self.db.url_as("worker_login"), worker)).expect("a store");
-        let session =
-            Session::open(store, SessionConfig::new(worker, Duration::from_secs(60))).await.expect("a session");
+        let store = world::store(self.db.url_as("worker_login"), worker);
+        let config = SessionConfig::new(worker, Duration::from_secs(600));
+        let session = Session::open(store, config).await.expect("a session");
         let claimed = session.claim(10).await.expect("an answer");
         (session, claimed)
     }

@@ -180,7 +180,7 @@ async fn a_leader_whose_lease_is_revoked_stops_and_another_one_leads() {
 #[tokio::test]
 async fn a_replica_that_stops_hands_over_at_once() {
     let stage = Stage::new("handover").await;
-    let a = stage.replica("a").await;
+    let a = stage.lasting("a").await;
     stage.sql().await.wait_until(&format!("({LEADER}) = 'a'")).await;
     let b = stage.replica("b").await;
     a.stop().await;

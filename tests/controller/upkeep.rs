@@ -38,7 +38,7 @@ async fn a_controller_that_was_away_for_longer_than_events_are_kept_looks_at_eve
 async fn a_leader_takes_its_lease_anew_before_its_ledger_grows_for_ever() {
     let stage = Stage::new("renewal").await;
     let retention = Retention { ledger: Duration::from_secs(3), ..Retention::default() };
-    let replica = stage.replica_with("a", &stage.db.url_as("controller_login"), retention).await;
+    let replica = stage.lasting_with("a", retention).await;
     stage.create("churn", json!({})).await;
     stage.planned("churn", "true").await;
     let grants =
@@ -60,7 +60,7 @@ async fn what_a_client_without_metrics_is_refused_the_leader_counts_once() {
     let forged = Lease { token: lease.token + 1, ..lease };
     let refused = format!("set_alias({}, 'm', 'champion', 1)", forged.fence(1));
     client.call(&refused).await.is("rejected: not_issued");
-    let replica = stage.replica("a").await;
+    let replica = stage.lasting("a").await;
     // From here on it counts: what was refused before was another leader's to tell.
     replica.tells("palisade_registry_refusals_total{reason=\"not_issued\"} 0").await;
     for _ in 0..3 {

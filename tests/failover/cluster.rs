@@ -4,7 +4,7 @@ use kube::Api;
 use palisade::manifests::{self, EPOCH_OBJECT, Settings};
 use serde_json::json;
 
-use crate::ground::{Ground, login, metrics, server, stalled, superuser};
+use crate::ground::{Ground, login, server, stalled, superuser, tells};
 use crate::history::Owner;
 use crate::support::cluster::{api, fence, from_json};
 use crate::support::postgres::Conn;
@@ -96,7 +96,7 @@ async fn a_corrupt_fence_on_an_object_is_told_and_cured_by_an_advance() {
     drop(controller);
     let controller = ground.controller("controller-b", &login(&server));
     controller.says("newest in the ConfigMap", 1).await;
-    assert!(metrics(&controller).await.contains("palisade_epoch_needs_attention{cause=\"FenceAhead\"} 1"));
+    tells(&controller, "palisade_epoch_needs_attention{cause=\"FenceAhead\"} 1").await;
     ground.json(&login(&server), &["epoch", "advance"], 2);
 
     let advanced = ground.json(&login(&server), &["epoch", "advance", "--yes"], 0);

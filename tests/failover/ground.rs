@@ -9,7 +9,6 @@ use kube::{Api, Client};
 use palisade::crd::{ModelDeployment, ModelDeploymentStatus};
 use palisade::epoch::Allocator;
 use palisade::manifests::{self, EPOCH_KEY, EPOCH_OBJECT, Settings};
-use palisade::store::{Store, StoreConfig};
 use serde_json::{Value, json};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,8 +16,8 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
 
 use crate::history::{History, Statuses, follow};
 use crate::support::cluster::{Cluster, PATIENCE, api, from_json, wait_for, wait_until};
-use crate::support::postgres::{Conn, Server, quote};
-use crate::support::world::{Worker, digest};
+use crate::support::postgres::{Conn, Server, follows, quote};
+use crate::support::world::{self, Worker, digest};
 
 /// Stories that are told at the same time: each has servers of its own.
 static ROOM: Semaphore = Semaphore::const_new(3);
@@ -135,8 +134,7 @@ impl Ground {
     }
 
     pub fn allocator(&self, url: &str) -> Allocator {
-        let store = Store::new(&StoreConfig::new(url, "test")).expect("a store");
-        Allocator::new(store, self.admin.clone(), &self.system, Some(&self.namespace))
+        Allocator::new(world::store(url, "test"), self.admin.clone(), &self.system, Some(&self.namespace))
     }
 
     pub fn epoch_objects(&self) -> Api<ConfigMap> {
@@ -217,8 +215,17 @@ pub fn stalled(status: &ModelDeploymentStatus) -> Option<&str> {
     status.conditions.iter().find(|c| c.type_ == "Stalled" && c.status == "True").map(|c| &*c.reason)
 }
 
+/// Waits until this stands in what a process says at `/metrics`: a look that fails in between takes it away for a moment.
+pub async fn tells(process: &Worker, line: &str) {
+    wait_until(&format!("{} tells {line}", process.name), || async {
+        let text = metrics(process).await;
+        if text.contains(line) { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
 /// What a process says at `/metrics`.
-pub async fn metrics(process: &Worker) -> String {
+async fn metrics(process: &Worker) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     process.says("listening for", 1).await;
     let text = process.text();
@@ -301,7 +308,7 @@ impl Address {
 pub async fn cut_off(primary: &Server, standby: &Server) {
     let at = Conn::open(&primary.url).await.text("SELECT pg_current_wal_lsn()").await;
     let mut admin = Conn::open(&standby.url).await;
-    admin.wait_until(&format!("SELECT pg_last_wal_replay_lsn() >= '{at}'")).await;
+    follows(&mut admin, &at).await;
     admin.run("ALTER SYSTEM SET primary_conninfo = ''").await;
     admin.run("SELECT pg_reload_conf()").await;
     admin.wait_until("SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL)").await;

@@ -2,9 +2,8 @@
 
 use palisade::manifests::EPOCH_OBJECT;
 
-use crate::ground::{Address, Ground, metrics, server, stalled, superuser};
+use crate::ground::{Address, Ground, server, stalled, superuser, tells};
 use crate::history::{Owner, is_closed};
-use crate::support::cluster::wait_until;
 use crate::support::postgres::{Backup, Conn, Server};
 
 /// A backup of epoch 1; afterwards epoch 2 comes, grants, and is lost with its server. The controller stays.
@@ -46,7 +45,7 @@ async fn a_base_backup_on_the_same_timeline_waits_for_a_person_says_so_everywher
     // Condition, metric, event and command say it; nobody is let in.
     let status = ground.status("to say that a person is needed", |s| stalled(s) == Some("EpochNotEstablished")).await;
     assert!(status.last_error.is_some_and(|error| error.message.contains("palisade epoch adopt")));
-    assert!(metrics(&controller).await.contains("palisade_epoch_needs_attention{cause=\"LostBranch\"} 1"));
+    tells(&controller, "palisade_epoch_needs_attention{cause=\"LostBranch\"} 1").await;
     let view = ground.json(&address.login(), &["epoch", "show"], 0);
     assert_eq!(view["attention"]["cause"], "LostBranch");
     ground.doctor_finds(&address.login(), "cluster/epoch-lost");
@@ -63,11 +62,7 @@ async fn a_base_backup_on_the_same_timeline_waits_for_a_person_says_so_everywher
     let adopted = ground.json(&address.login(), &["epoch", "adopt", "--yes"], 0);
     assert_eq!((adopted["epoch"].as_i64(), adopted["former"].as_i64()), (Some(3), Some(1)));
     goes_on(&ground, &restored, owner).await;
-    let healed = || async {
-        let text = metrics(&controller).await;
-        if text.contains("palisade_epoch_needs_attention{cause=\"LostBranch\"} 0") { Ok(()) } else { Err(text) }
-    };
-    wait_until("the metric says that nobody is needed", healed).await;
+    tells(&controller, "palisade_epoch_needs_attention{cause=\"LostBranch\"} 0").await;
     // Safe to repeat, and then it changes nothing.
     let again = ground.json(&address.login(), &["epoch", "adopt", "--yes"], 0);
     assert_eq!((again["epoch"].as_i64(), again["changed"].as_bool()), (Some(3), Some(false)));
