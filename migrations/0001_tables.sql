@@ -144,7 +144,7 @@ CREATE TABLE palisade.operation (
 CREATE TABLE palisade.refusal (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     resource      text COLLATE "C" NOT NULL,
-    token         bigint,
+    token         bigint NOT NULL,
     sequence      bigint,
     kind          text NOT NULL,
     reason        text NOT NULL,

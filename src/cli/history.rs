@@ -110,19 +110,15 @@ fn time(entry: &Entry) -> String {
     format!("{:.3}", entry.at)
 }
 
-fn token(entry: &Entry) -> String {
-    entry.token.map_or_else(|| "no token".to_owned(), |token| token.to_string())
-}
-
 fn granted(entry: &Entry) -> [String; 5] {
     let worker = entry.worker.clone().unwrap_or_default();
     let reason = entry.reason.clone().unwrap_or_default();
-    [time(entry), token(entry), entry.kind.clone(), or_dash(one_line(&worker)), one_line(&reason)]
+    [time(entry), entry.token.to_string(), entry.kind.clone(), or_dash(one_line(&worker)), one_line(&reason)]
 }
 
 fn heading(entry: &Entry) -> [String; 5] {
     let what = if entry.worker.is_some() { "granted earlier" } else { "never granted" };
-    [String::new(), token(entry), what.to_owned(), String::new(), String::new()]
+    [String::new(), entry.token.to_string(), what.to_owned(), String::new(), String::new()]
 }
 
 fn written(entry: &Entry, last: bool, style: Style) -> [String; 5] {
@@ -131,7 +127,7 @@ fn written(entry: &Entry, last: bool, style: Style) -> [String; 5] {
     let mark = if applied { style.glyph("✔", "ok") } else { style.glyph("✘", "no") };
     let sequence = entry.sequence.map_or_else(|| "-".to_owned(), |sequence| format!("/{sequence}"));
     let detail = match (&entry.reason, entry.current_token) {
-        (Some(reason), Some(newest)) if entry.token != Some(newest) => {
+        (Some(reason), Some(newest)) if entry.token != newest => {
             format!("{}: {reason}; the newest token was {newest}", entry.outcome)
         }
         (Some(reason), _) => format!("{}: {reason}", entry.outcome),
@@ -157,7 +153,7 @@ mod tests {
     fn entry(token: i64, sequence: Option<i64>, kind: &str, outcome: &str, reason: Option<&str>) -> Entry {
         Entry {
             at: "2026-01-02T03:04:05.678Z".parse().expect("a time"),
-            token: Some(token),
+            token,
             sequence,
             kind: kind.into(),
             outcome: outcome.into(),

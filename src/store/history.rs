@@ -35,7 +35,7 @@ pub struct Entry {
     /// When, by the database's clock.
     pub at: Timestamp,
     /// The token that it happened under.
-    pub token: Option<i64>,
+    pub token: i64,
     /// The write's number under that token.
     pub sequence: Option<i64>,
     /// `grant`, `takeover`, `release`, `revoke`; for writes the function's name.
@@ -107,7 +107,7 @@ impl Store {
     pub async fn history(&self, resource: &str, limit: i64) -> Result<Vec<Entry>, CallError> {
         let statement = sqlx::query(
             // What has no number of its own (progress) stands behind the last write that was applied before it.
-            "SELECT * FROM (SELECT *, row_number() OVER (ORDER BY token NULLS FIRST, behind, place > 0, at, place) AS line FROM ( \
+            "SELECT * FROM (SELECT *, row_number() OVER (ORDER BY token, behind, place > 0, at, place) AS line FROM ( \
              SELECT *, coalesce(sequence, max(sequence) FILTER (WHERE outcome = 'applied') OVER (PARTITION BY token ORDER BY at), 0) AS behind FROM ( \
                 SELECT h.at, h.token, 0::bigint AS sequence, h.kind, 'granted' AS outcome, h.worker, h.reason, NULL::bigint AS current_token, NULL::jsonb AS result, 0 AS place \
                   FROM palisade.grant_history AS h WHERE h.resource = $1 \

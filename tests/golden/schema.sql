@@ -2085,7 +2085,7 @@ ALTER TABLE palisade.queue OWNER TO palisade_owner;
 CREATE TABLE palisade.refusal (
     id bigint NOT NULL,
     resource text NOT NULL COLLATE pg_catalog."C",
-    token bigint,
+    token bigint NOT NULL,
     sequence bigint,
     kind text NOT NULL,
     reason text NOT NULL,
