@@ -8,7 +8,7 @@ help: ## This list
 	@echo
 	@echo "What is built or downloaded is kept in $${PALISADE_CACHE:-$${XDG_CACHE_HOME:-~/.cache}/palisade}; PALISADE_CACHE chooses another place."
 
-dev: ## All of Palisade on this machine until Ctrl-C (ONCE=1: until Ready; DATABASE_URL, KUBECONFIG: yours)
+dev: ## All of Palisade on this machine until Ctrl-C (ONCE=1: until version 2 is served; DATABASE_URL, KUBECONFIG: yours)
 	@hack/dev.sh
 
 demo: ## A paused worker wakes up and is refused; needs no cluster (ARGS="--unfenced", ARGS="-o json")

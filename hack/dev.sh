@@ -6,7 +6,7 @@
 #
 # DATABASE_URL   the Postgres to use, by a role that may create roles and a schema
 # KUBECONFIG     the cluster to use, by a user who may create cluster roles
-# ONCE=1         ends when the sample is Ready, with exit code 0
+# ONCE=1         ends when version 2 of the sample is served, with exit code 0
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

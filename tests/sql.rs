@@ -1,6 +1,6 @@
 //! The SQL functions are the API, so they are tested as callers see them: by SQL, on a real Postgres.
 //!
-//! `sql/` has one file a subject. A test's name is the rule of DESIGN §4 that it holds; `broken_rules` breaks each
+//! `sql/` has one file a subject. A test's name is the rule that it holds; `broken_rules` breaks each
 //! rule in turn and sees its test fail, `mutation` takes the gate out of each fenced function.
 
 #[path = "support/postgres.rs"]

@@ -1,4 +1,4 @@
-//! DESIGN §8: a request whose answer never came ends as a fact, for each fenced function and both ways.
+//! A request whose answer never came ends as a fact, for each fenced function and both ways.
 
 use super::scenarios::{Scenario, World, numbered};
 use crate::support::postgres::{Conn, Db};
