@@ -95,6 +95,10 @@ pub async fn a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_ref
                 if page.lines().any(|line| refused(&line)) { Ok(()) } else { Err(page) }
             })
             .await;
+        if is_clusters(point) {
+            let page = world.page(pod, "/metrics").await;
+            assert!(refused_objects(&page) > 0, "no write to an object was refused at {point}: {page}");
+        }
     }
     sql.wait_until(
         "SELECT count(*) = 9 FROM (SELECT worker FROM palisade.session WHERE worker LIKE 'armed-%' GROUP BY worker \
@@ -108,8 +112,7 @@ pub async fn a_worker_frozen_in_any_step_is_replaced_and_its_late_writes_are_ref
     );
     eprintln!("refused: {refused} by the registry, {denied} by the cluster; sessions before: {}", sessions.len());
     let registry_writes = POINTS.iter().filter(|point| point.contains("record_")).count();
-    // What was to be marked for deletion has been deleted since: of that, only the registry can say who owns it.
-    let cluster_writes = POINTS.iter().filter(|point| !point.contains("record_") && !point.contains("/mark/")).count();
+    let cluster_writes = POINTS.iter().filter(|point| is_clusters(point)).count();
     assert!(refused >= registry_writes as i64, "the registry refused {refused} of {registry_writes} writes");
     assert!(denied as usize >= cluster_writes, "the cluster refused {denied} of {cluster_writes} writes");
     let told = world.palisade("postgres", &["history", &format!("{SHOP}/small-1")]);
@@ -197,7 +200,21 @@ async fn picture(world: &World) -> Vec<String> {
     all
 }
 
-/// How many writes the policies refused, by the API server's own count.
+/// Whether what is sent there is a write to an object, which the cluster refuses. What was to be marked for deletion has
+/// been deleted since: of that, only the registry can say who owns it.
+fn is_clusters(point: &str) -> bool {
+    !point.contains("record_") && !point.contains("/mark/")
+}
+
+/// How many writes to objects were refused to a worker, by its own count: not what a session asks by dry runs.
+fn refused_objects(page: &str) -> usize {
+    let own = |line: &&str| line.starts_with("palisade_cluster_writes_total") && line.contains("outcome=\"rejected\"");
+    page.lines().filter(own).filter_map(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok()).sum()
+}
+
+/// How many writes the policies refused, by the API server's own count. It knows neither names nor dry runs, so the
+/// question of a new session, whether the cluster fences, would count as well: there is none while nothing is due, and
+/// that each stale write was refused is what the workers count ([`refused_objects`]).
 fn denied(world: &World) -> u64 {
     let text = world.kubectl(&["get", "--raw", "/metrics"]);
     let own = |line: &&str| {
