@@ -33,12 +33,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 HERE=$PWD
 cd "$REPO"
 
-RUN='' TELLING='' PREFIX=''
+RUN='' PREFIX=''
 
 clean_up() {
   local status=$?
   trap '' INT TERM HUP
-  if [[ -n $TELLING ]]; then silence; fi
+  # What it has started ends, too: helm may be at work.
+  silence 10
   if [[ -n $PREFIX ]]; then
     # 77: nothing was begun, and what is there is somebody's.
     ((status == 77)) || take_down || status=$((status == 0 ? 1 : status))
@@ -103,6 +104,42 @@ build_stories() {
   STORIES=$(cargo test --features failpoints --locked --test e2e --no-run --message-format=json 2>/dev/null |
     sed -n 's/.*"name":"e2e".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
   [[ -x $STORIES ]] || die "cargo built no test e2e"
+  [[ $("$STORIES" --list) == "$(stories | sed 's/|.*/: test/')" ]] ||
+    die "the list of stories in tests/e2e.rs is not written as hack/e2e.sh reads it: a line each"
+}
+
+# stories: NAME|short, or nothing|what it does to the node, or nothing; as tests/e2e.rs lists
+# them, because what is asked for wrongly is said before anything is built.
+stories() { sed -nE '/ stories!\[/,/^ *\]/s/^ *[a-z_]+::([a-z_0-9]+)( short)?(: "(.*)")?,$/\1|\2|\4/p' tests/e2e.rs; }
+
+usage() {
+  say "error: $*"
+  say "usage: hack/e2e.sh [--short] [NAME...], or --list; NAME is a part of one of these:"
+  stories | sed 's/|.*//; s/^/  /' >&2
+  exit 2
+}
+
+# choose ARGS...: all that is asked for is there, and something of it can be told.
+choose() {
+  local arg among=. found asked='' names=()
+  for arg; do
+    case $arg in
+      --short) among='| short|' ;;
+      --list) ;;
+      -*) usage "$arg is not known" ;;
+      *) names+=("$arg") ;;
+    esac
+  done
+  for arg in "${names[@]}"; do
+    found=$(stories | grep "$among" | awk -F '|' -v part="$arg" 'index($1, part)')
+    [[ -n $found ]] || usage "no story$([[ $among == . ]] || echo " of the short form") has '$arg' in its name"
+    asked+=$found$'\n'
+  done
+  [[ -n ${KUBECONFIG:-} && -n $asked && " $* " != *" --list "* ]] || return 0
+  ! grep -q '|$' <<<"$asked" || return 0
+  say "not told on a cluster that KUBECONFIG names, whose nodes are not ours:"
+  awk -F '|' 'NF && !seen[$0]++ { print "  " $1 ": it " $3 }' <<<"$asked" >&2
+  exit 77
 }
 
 # begin ARCHIVE OF MLSERVER: what the stories find, on a node or in a cluster.
@@ -115,27 +152,6 @@ begin() {
   export PALISADE_E2E_DIR=$RUN PALISADE_E2E_PREFIX=$PREFIX PALISADE_E2E_MODELS=${1%.tar}.models PALISADE_E2E_HELM PALISADE_E2E_KUBECTL
   # What kubectl and helm keep is the run's.
   export KUBECACHEDIR=$RUN/tmp/kubectl HELM_CACHE_HOME=$RUN/tmp/helm/cache HELM_CONFIG_HOME=$RUN/tmp/helm/config HELM_DATA_HOME=$RUN/tmp/helm/data
-}
-
-# tell COMMAND...: in the background, so that a signal is answered at once; in a session of
-# its own, so that all of it can be ended.
-tell() {
-  local status=0
-  TMPDIR=$RUN/tmp setsid "$@" </dev/null &
-  TELLING=$!
-  wait "$TELLING" || status=$?
-  TELLING=''
-  return "$status"
-}
-
-# silence: ends the stories, and what they have started: helm may be at work.
-silence() {
-  local deadline=$((SECONDS + 10))
-  kill -s TERM -- "-$TELLING" 2>/dev/null || true
-  wait "$TELLING" || true
-  # Who has ended still counts here where nobody asks how: so not for ever.
-  while kill -0 -- "-$TELLING" 2>/dev/null && ((SECONDS < deadline)); do pause 0.1; done
-  kill -s KILL -- "-$TELLING" 2>/dev/null || true
 }
 
 on_a_node() {
@@ -161,7 +177,7 @@ on_a_node() {
   certificates
   hack/node.sh start "$RUN/node" --parent $$ --remove >/dev/null
   import "$failpoints" ${palisade:+"$palisade"} "$mlserver" "$postgres"
-  KUBECONFIG=$RUN/node/cluster/kubeconfig tell hack/node.sh enter "$RUN/node" "$STORIES" "$@"
+  KUBECONFIG=$RUN/node/cluster/kubeconfig TMPDIR=$RUN/tmp aside hack/node.sh enter "$RUN/node" "$STORIES" "$@"
 }
 
 # ------------------------------------------------ a cluster that KUBECONFIG names
@@ -213,7 +229,7 @@ in_a_cluster() {
     say "Palisade is in that cluster already, and the stories install, upgrade and uninstall it: $found"
     exit 77
   fi
-  tell "$STORIES" "$@"
+  TMPDIR=$RUN/tmp aside "$STORIES" "$@"
 }
 
 # take_down: what the run has made in the cluster, whatever of it is there.
@@ -237,7 +253,7 @@ take_down() {
       for release in $(own "$object"); do "$kubectl" delete "$object" "$release" --timeout=60s || true; done
     done
     for namespace in $(own namespaces); do "$kubectl" delete namespace "$namespace" --timeout=300s || true; done
-    for object in namespaces crd validatingadmissionpolicies clusterroles; do
+    for object in namespaces crd validatingadmissionpolicybindings validatingadmissionpolicies clusterrolebindings clusterroles; do
       left+=$(own "$object") || left+=" perhaps $object"
     done
   } >"$RUN/take-down.log" 2>&1 </dev/null
@@ -258,6 +274,7 @@ own() {
 }
 
 main() {
+  choose "$@"
   need cargo "the stories are a test of it"
   need openssl "it makes the certificates of Postgres"
   if [[ " $* " == *" --list "* ]]; then build_stories && exec "$STORIES" --list; fi

@@ -26,12 +26,13 @@ random_token() { od -An -N 24 -tx1 /dev/urandom | tr -d ' \n'; }
 # with_progress TEXT LOG COMMAND...: runs COMMAND with its output in LOG and says
 # every ten seconds that it still runs, for how long, and its last line.
 with_progress() {
-  local text=$1 log=$2 pid began=$SECONDS status=0 said=$SECONDS
+  local text=$1 log=$2 pid began=$SECONDS status=0 said=$SECONDS traps
   shift 2
   say "$text ..."
   "$@" >"$log" 2>&1 </dev/null &
   pid=$!
   # Without this a Ctrl-C would end the script and leave the compiler running.
+  traps=$(trap -p INT TERM)
   # shellcheck disable=SC2064 # the pid of now is meant
   trap "kill_tree $pid; exit 130" INT TERM
   while kill -0 "$pid" 2>/dev/null; do
@@ -43,6 +44,7 @@ with_progress() {
   done
   wait "$pid" || status=$?
   trap - INT TERM
+  eval "$traps" # the caller's
   if ((status != 0)); then
     tail -n 30 "$log" >&2
     say "error: $text failed (exit code $status) after $((SECONDS - began)) s; its log: $log"
@@ -58,6 +60,57 @@ kill_tree() {
   for child in "${children[@]}"; do kill_tree "$child"; done
   kill "$1" 2>/dev/null || true
 }
+
+# aside COMMAND...: in a process group of its own, while this script waits: bash answers a
+# signal only when what runs before it has ended, but waiting it answers at once. `silence`
+# ends what runs so. Not as `&` alone has it: what is run must be able to trap an interrupt.
+ASIDE=''
+aside() {
+  local status=0
+  set -m
+  "$@" </dev/null &
+  ASIDE=$!
+  set +m
+  wait "$ASIDE" || status=$?
+  ASIDE=''
+  return "$status"
+}
+
+# silence SECONDS: asks what runs aside to end, and kills what is left of it then.
+silence() {
+  local group=$ASIDE
+  [[ -n $group ]] || return 0
+  ASIDE=''
+  kill -s TERM -- "-$group" 2>/dev/null || true
+  # A frozen process keeps every signal but SIGKILL until it is thawed.
+  kill -s CONT -- "-$group" 2>/dev/null || true
+  if within "$1" ended "$group"; then
+    # Who has ended still counts here where nobody asks how: so not for long.
+    within 5 ended_all "$group" || true
+  else
+    say "PID $group has not ended $1 s after it was asked to: killing it"
+  fi
+  kill -s KILL -- "-$group" 2>/dev/null || true
+  # In uninterruptible sleep even this takes a while; forever would be too long.
+  within 10 ended "$group" || say "error: PID $group does not end: it is left alone"
+}
+
+# within SECONDS COMMAND...: whether COMMAND succeeds by then.
+within() {
+  local deadline=$((SECONDS + $1))
+  shift
+  until "$@"; do
+    ((SECONDS < deadline)) || return 1
+    pause 0.1
+  done
+}
+
+ended() {
+  proc_start "$1"
+  [[ -z $REPLY ]]
+}
+
+ended_all() { ! kill -0 -- "-$1" 2>/dev/null; }
 
 # pause SECONDS: a sleep that starts no process, because the watchdogs of a test
 # run poll all the time.
@@ -183,20 +236,23 @@ build_palisade() {
 # once TARGET WHAT COMMAND...: unless TARGET is there, COMMAND makes it of what it puts
 # into the new folder WORK beside it, and gives it its name last, so that nobody finds
 # one that is not whole. One run at a time makes a WHAT, and the others wait for it.
+# What it runs has the lock, too: who has it owns every WORK of that WHAT.
 once() {
-  local target=$1 what=$2 folder lock waited=0
+  local target=$1 what=$2 name=${2// /-} folder lock waited=0
   shift 2
   [[ ! -e $target ]] || return 0
   folder=$(dirname "$target")
   mkdir -p "$folder"
-  exec {lock}>"$folder/.lock-${what// /-}"
+  exec {lock}>"$folder/.lock-$name"
   until flock -w 10 "$lock"; do
     waited=$((waited + 10))
     say "another run makes $what; waiting ... $waited s"
   done
   # Whoever held the lock may have made just this.
   if [[ ! -e $target ]]; then
-    WORK=$(mktemp -d "$folder/.work.XXXXXX")
+    # After SIGKILL nobody has removed it.
+    rm -rf "$folder/.work-$name".*
+    WORK=$(mktemp -d "$folder/.work-$name.XXXXXX")
     trap 'rm -rf "$WORK"' EXIT
     chmod 755 "$WORK"
     "$@"

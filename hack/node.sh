@@ -10,8 +10,8 @@
 #       starts the kubelet anew; inside only, after somebody stopped it
 #   hack/node.sh stop DIR [--remove]
 #       at once; safe to repeat
-#   hack/node.sh check
-#       whether a node can run here; installs Debian's packages for it. If this machine
+#   hack/node.sh check [DIR]
+#       whether a node can run here, in DIR (a new folder of TMPDIR); installs Debian's packages for it. If this machine
 #       cannot, exit code 77, and the reason; that they cannot be had now is an error
 #
 # All of it has a network, mounts and processes of its own, below a cgroup of its
@@ -49,23 +49,26 @@ missing() {
   done
 }
 
-# overlays: whether containerd can put images together where its folder is.
+# overlays FOLDER: whether containerd can put images together there.
 overlays() {
   local dir status=0
-  dir=$(mktemp -d "${TMPDIR:-/tmp}/palisade-overlay.XXXXXX")
+  dir=$(mktemp -d "$1/palisade-overlay.XXXXXX")
   mkdir "$dir"/{lower,upper,work,merged}
   unshare --mount mount -t overlay overlay -o "lowerdir=$dir/lower,upperdir=$dir/upper,workdir=$dir/work" "$dir/merged" 2>/dev/null || status=1
   rm -rf "$dir"
   return "$status"
 }
 
+# check DIR: it need not be there yet.
 check() {
+  local folder=$1
+  until [[ -d $folder ]]; do folder=$(dirname "$folder"); done
   [[ $(uname -s) == Linux ]] || impossible "it needs Linux"
   ((EUID == 0)) || impossible "it needs root, for containers and a network of their own"
   [[ -w $CGROUPS && (-d $CGROUPS/freezer || -e $CGROUPS/cgroup.controllers) ]] ||
     impossible "$CGROUPS cannot be written, or has no freezer: it needs the machine's cgroups"
   unshare --net --mount --pid --fork true 2>/dev/null || impossible "unshare makes no network, mount and process namespaces"
-  overlays || impossible "${TMPDIR:-/tmp} holds no layers of images: it is an overlay itself, as in a container; TMPDIR can name another folder"
+  overlays "$folder" || impossible "$folder holds no layers of images: it is an overlay itself, as in a container; choose another folder (make e2e: by TMPDIR)"
   if [[ -n $(missing) ]]; then
     can_install || impossible "$(missing | paste -sd ' ') not found: install containerd, runc, the CNI plugins (into /usr/lib/cni), iptables, conntrack and iproute2"
     apt_install "${PACKAGES[@]}"
@@ -272,7 +275,7 @@ start_inside() {
 
 start() {
   local dir=$1 parent=$2 remove=$3 began=$SECONDS folder pause
-  check
+  check "$dir"
   # All that takes long is done out here, where progress and Ctrl-C are ours.
   "$REPO/hack/binaries.sh" >/dev/null
   pause=$("$REPO/hack/images.sh" pause)
@@ -342,7 +345,7 @@ main() {
   [[ $verb == check || -n $dir ]] || usage
   shift $(($# < 2 ? $# : 2))
   case $verb in
-    check) check ;;
+    check) check "${dir:-${TMPDIR:-/tmp}}" ;;
     init) init "$dir" ;;
     start-inside) start_inside "$dir" "$@" ;;
     enter) inside "$dir" "$@" ;;

@@ -12,8 +12,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REPO"
 
 clean_up() {
-  local status=$? pid
-  trap '' INT TERM
+  local status=$?
+  trap '' INT TERM HUP
+  # A node is taken down by it, which takes a while.
+  silence 60
   # Most are gone: their watchdogs saw the tests end. This makes it certain, and
   # makes it so by the time the prompt is back.
   find "$RUN" -name '*.pid' -printf '%h\n' 2>/dev/null | sort -u | while read -r dir; do
@@ -31,12 +33,6 @@ clean_up() {
   exit "$status"
 }
 
-need cargo "the tests are built by it"
-"$REPO/hack/postgres.sh" ensure
-"$REPO/hack/binaries.sh" >/dev/null
-"$REPO/hack/python.sh" >/dev/null
-"$REPO/hack/helm.sh" >/dev/null
-"$REPO/hack/prometheus.sh" >/dev/null
 # The tests' folders lie in one place that user postgres can reach, to be found
 # when one of them has to be cleaned up.
 RUN=$(mktemp -d "${TMPDIR:-/tmp}/palisade-test.XXXXXX")
@@ -45,13 +41,16 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 export TMPDIR=$RUN
-cargo test --features failpoints --locked "$@"
+need cargo "the tests are built by it"
+aside "$REPO/hack/postgres.sh" ensure
+for program in binaries python helm prometheus; do aside "$REPO/hack/$program.sh" >/dev/null; done
+aside cargo test --features failpoints --locked "$@"
 
 if (($# == 0)); then
   say "tests: on a real node"
   status=0
   # Not on a cluster of yours: whoever wants that says so, by make e2e.
-  env -u KUBECONFIG "$REPO/hack/e2e.sh" --short || status=$?
+  aside env -u KUBECONFIG "$REPO/hack/e2e.sh" --short || status=$?
   case $status in
     0) ;;
     77) say "tests: SKIPPED on a real node; why is said above" ;;
@@ -65,8 +64,8 @@ if (($# == 0)) && [[ -z ${PALISADE_PG_VERSION:-}${PALISADE_PG_BIN:-} ]]; then
   for version in 16 18; do
     say "tests: once more on Postgres $version"
     export PALISADE_PG_VERSION=$version
-    "$REPO/hack/postgres.sh" ensure
-    cargo test --features failpoints --locked --test sql --test sdk --test failover --test attacks -- \
+    aside "$REPO/hack/postgres.sh" ensure
+    aside cargo test --features failpoints --locked --test sql --test sdk --test failover --test attacks -- \
       --skip broken_rules --skip mutation --skip attacks::matrix --skip attacks::others --skip attacks::rights
   done
 fi
