@@ -25,8 +25,9 @@
 # once there: the API server must be restarted (docs/install.md, Uninstall) before the
 # next time.
 #
-# Exit code 77, with the reason, where no node can run, where an image is not named, or
-# where Palisade is in the cluster already.
+# Exit code 77, with the reason, where no node can run, where an image is not named,
+# where Palisade is in the cluster already, or where nothing of what is asked for is told
+# there; 2, with the list, for a NAME that no story has.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -85,7 +85,7 @@ silence() {
   # A frozen process keeps every signal but SIGKILL until it is thawed.
   kill -s CONT -- "-$group" 2>/dev/null || true
   if within "$1" ended "$group"; then
-    # Who has ended still counts here where nobody asks how: so not for long.
+    # Those whose parent has ended.
     within 5 ended_all "$group" || true
   else
     say "PID $group has not ended $1 s after it was asked to: killing it"
@@ -110,7 +110,15 @@ ended() {
   [[ -z $REPLY ]]
 }
 
-ended_all() { ! kill -0 -- "-$1" 2>/dev/null; }
+# ended_all GROUP: not asked by `kill -0`, for which who has ended counts until somebody asks how.
+ended_all() {
+  local stat fields
+  for stat in /proc/[0-9]*/stat; do
+    { read -r stat <"$stat"; } 2>/dev/null || continue
+    read -ra fields <<<"${stat##*) }"
+    [[ ${fields[2]} != "$1" || ${fields[0]} == [ZX] ]] || return 1
+  done
+}
 
 # pause SECONDS: a sleep that starts no process, because the watchdogs of a test
 # run poll all the time.
