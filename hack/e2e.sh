@@ -43,7 +43,7 @@ clean_up() {
   silence 10
   if [[ -n $PREFIX ]]; then
     # 77: nothing was begun, and what is there is somebody's.
-    ((status == 77)) || take_down || status=$((status == 0 ? 1 : status))
+    ((status == 77)) || take_down || status=1
     # It has somebody's credentials.
     rm -f "$RUN/kubeconfig"
   else
@@ -250,6 +250,7 @@ take_down() {
         "$kubectl" patch "$object" --namespace "$namespace" --type merge --patch '{"metadata":{"finalizers":null}}' || true
       done
     done
+    for release in $(tests); do "$kubectl" delete clusterrolebindings,clusterroles "$release" --timeout=60s || true; done
     for object in crd validatingadmissionpolicybindings validatingadmissionpolicies clusterrolebindings clusterroles; do
       for release in $(own "$object"); do "$kubectl" delete "$object" "$release" --timeout=60s || true; done
     done
@@ -257,6 +258,7 @@ take_down() {
     for object in namespaces crd validatingadmissionpolicybindings validatingadmissionpolicies clusterrolebindings clusterroles; do
       left+=$(own "$object") || left+=" perhaps $object"
     done
+    left+=$(tests) || left+=" perhaps clusterroles of tests"
   } >"$RUN/take-down.log" 2>&1 </dev/null
   if [[ -n $left ]]; then
     say "not all of it went: $left; the log: $RUN/take-down.log"
@@ -272,6 +274,14 @@ take_down() {
 own() {
   "$PALISADE_E2E_KUBECTL" get "$1" -o 'jsonpath={range .items[*]}{.metadata.name} {.metadata.annotations.meta\.helm\.sh/release-namespace}{"\n"}{end}' |
     awk -v prefix="$PREFIX" 'index($1, prefix) == 1 || index($2, prefix) == 1 { print $1 }'
+}
+
+# tests: names of roles, and of their bindings, of a `helm test` that was stopped. Helm marks
+# them with no release: who is bound tells whose they are.
+tests() {
+  "$PALISADE_E2E_KUBECTL" get clusterrolebindings \
+    -o 'jsonpath={range .items[?(@.metadata.annotations.helm\.sh/hook=="test")]}{.metadata.name} {.subjects[0].namespace}{"\n"}{end}' |
+    awk -v prefix="$PREFIX" 'index($2, prefix) == 1 { print $1 }'
 }
 
 main() {
