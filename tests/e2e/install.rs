@@ -9,7 +9,7 @@ use super::world::{Place, TTL, World, has_node};
 pub fn install(world: &World) {
     let ttl = format!("worker.ttl={}s", TTL.as_secs());
     let (image, database) = (world.image(), world.database());
-    let values = ["--set", &image, "--set", &database, "--set", &ttl];
+    let values = ["--set-string", &image, "--set", &database, "--set", &ttl];
     let command =
         ["install", "palisade", "charts/palisade", "--namespace", world.system, "--wait", "--timeout", "600s"];
     world.helm(&[&command[..], &values].concat());

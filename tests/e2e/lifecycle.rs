@@ -186,7 +186,7 @@ pub async fn two_releases_beside_each_other_look_after_their_own(world: &'static
         "charts/palisade",
         "--namespace",
         &system,
-        "--set",
+        "--set-string",
         &world.image(),
         "--set",
         &format!("crds.enabled=false,watchNamespace={shop}"),
