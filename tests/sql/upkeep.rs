@@ -207,8 +207,8 @@ async fn fill(conn: &mut Conn, n: i64, per: i64) {
          INSERT INTO palisade.grant_history (resource, token, kind, at)
              SELECT 'r/' || lpad(i::text, 9, '0'), 4294967297 + j, 'grant', now() - interval '2 days'
              FROM generate_series(1, {n}) AS i, generate_series(1, least({per}, 9)) AS j;
-         INSERT INTO palisade.refusal (resource, kind, reason, at)
-             SELECT 'r', 'set_alias', 'stale', now() - interval '2 days' FROM generate_series(1, {n} * {per});
+         INSERT INTO palisade.refusal (resource, token, kind, reason, at)
+             SELECT 'r', 4294967297, 'set_alias', 'stale', now() - interval '2 days' FROM generate_series(1, {n} * {per});
          INSERT INTO palisade.request (id, kind, args_hash, answer, at)
              SELECT gen_random_uuid(), 'put_alias', '', ('applied', NULL, NULL, NULL)::palisade.answer, now() - interval '2 days'
              FROM generate_series(1, {n} * {per});
