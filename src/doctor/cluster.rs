@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::admission::{self, Admission};
 use super::finding::{Chart, Finding, Looked};
 use super::policies::{self, Found};
 use super::rights::Right;
@@ -48,6 +49,8 @@ pub struct Answers {
     pub crd: Looked<Option<serde_json::Value>>,
     /// Policies and bindings.
     pub found: Found,
+    /// What the API server refuses; nothing where it was not asked, since there are no policies yet.
+    pub admission: Looked<Option<Admission>>,
     /// Who has the roles of workers and of the controller, by user name.
     pub bound: Looked<(Vec<String>, Vec<String>)>,
     /// The ServiceAccounts that are not there.
@@ -172,6 +175,9 @@ fn installed(chart: &mut Chart, answers: &Answers) {
     let policies_for =
         in_force.clone().and_then(|(workers, controller)| settings.clone().with_accounts(workers, controller).ok());
     policies::check(chart, &answers.found, policies_for.as_ref().unwrap_or(settings));
+    if let Some(Some(heard)) = chart.seen("what the policies refuse", &answers.admission) {
+        admission::check(chart, heard);
+    }
     accounts(chart, answers, in_force.as_ref());
     if let Some(missing) = chart.seen("the ServiceAccounts", &answers.missing_accounts) {
         for account in missing {

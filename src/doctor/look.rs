@@ -1,4 +1,4 @@
-//! Asks the API server. It reads, and asks who may do what; it changes nothing.
+//! Asks the API server. It reads, asks who may do what, and has a few dry runs refused; it changes nothing.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use kube::api::{Api, GetParams, PostParams};
 use kube::core::Request;
 use serde_json::Value;
 
+use super::admission::{self, Admission};
 use super::cluster::{Answers, ClusterFacts, NoCluster};
 use super::finding::{Looked, Unseen};
 use super::policies::{self, Found};
@@ -90,6 +91,7 @@ impl Look {
         }
         let bound = self.bound(&wanted.settings).await;
         let settings = settings(wanted, &found, &bound);
+        let epoch = self.epoch(settings.namespace()).await;
         let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
         Ok(Answers {
             version,
@@ -100,7 +102,12 @@ impl Look {
             missing_accounts: self.missing_accounts(&settings).await,
             rights: if wanted.pre { Ok(Vec::new()) } else { self.rights(&settings, identity.as_deref().ok()).await },
             not_installable: if wanted.pre { self.not_installable(&settings).await } else { Ok(Vec::new()) },
-            epoch: self.epoch(settings.namespace()).await,
+            admission: if wanted.pre {
+                Ok(None)
+            } else {
+                self.admission(&settings, &found, identity.as_deref().ok(), &epoch).await
+            },
+            epoch,
             identity,
             settings,
             found,
@@ -178,6 +185,25 @@ impl Look {
         }
         let controllers = both.pop().unwrap_or_default();
         Ok((both.pop().unwrap_or_default(), controllers))
+    }
+
+    /// What the policies refuse, asked if they are all there. Those of Palisade's own accounts are held to more than others.
+    async fn admission(
+        &self,
+        settings: &Settings,
+        found: &Found,
+        identity: Option<&str>,
+        epoch: &Looked<Option<Result<EpochObject, String>>>,
+    ) -> Looked<Option<Admission>> {
+        if found.values().any(|object| matches!(object, Ok(None))) {
+            return Ok(None);
+        }
+        let mut accounts = settings.workers().chain([settings.controller()]);
+        if accounts.any(|account| identity == Some(account.username().as_str())) {
+            return Err(Unseen::NotAllowed("one of Palisade's own accounts cannot ask for others".to_owned()));
+        }
+        let object = epoch.as_ref().ok().and_then(|found| found.as_ref()?.as_ref().ok());
+        admission::ask(&self.client, settings, object, self.timeout).await.map(Some)
     }
 
     async fn missing_accounts(&self, settings: &Settings) -> Looked<Vec<Account>> {

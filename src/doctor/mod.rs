@@ -10,6 +10,7 @@
 //! The checks are pure: facts in, findings out. What cannot be looked at is a finding too, and the rest is still checked.
 
 pub mod activity;
+pub mod admission;
 pub mod cluster;
 pub mod configuration;
 pub mod database;

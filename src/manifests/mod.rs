@@ -11,6 +11,8 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_yaml::{Mapping, Value};
 
 pub mod names;
@@ -320,6 +322,27 @@ pub fn rbac(settings: &Settings) -> Vec<Value> {
 /// The admission policies and their bindings.
 pub fn policies(settings: &Settings) -> Vec<Value> {
     [FENCE, CREATE].iter().flat_map(|template| documents(&settings.fill(template))).collect()
+}
+
+/// What the policies are asked about by a dry run: an object of this deployment, or of none, with this for a fence. All else
+/// about it is good, so that nothing else is a reason to refuse it; it has no pod template, of which somebody else's policies
+/// could think otherwise; and the API server makes up its name, lest there be one of that name.
+pub(crate) fn question(deployment: Option<&str>, fence: &str) -> Service {
+    let entry = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
+    Service {
+        metadata: ObjectMeta {
+            generate_name: Some("palisade-asks-".to_owned()),
+            labels: deployment.map(|name| entry(DEPLOYMENT_LABEL, name)),
+            annotations: Some(entry(FENCE_ANNOTATION, fence)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".to_owned()),
+            ports: Some(vec![ServicePort { port: 80, ..ServicePort::default() }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
 }
 
 /// Everything, in an order in which it can be applied.

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::failpoint;
 use crate::lease::{Fence, Lease, LeaseError};
+use crate::manifests;
 use crate::manifests::names::{
     DEPLOYMENT_LABEL, FENCE_ANNOTATION, FENCE_REFUSAL, LABEL_REFUSAL, RETIRED_ANNOTATION, REVISION_LABEL, SEAL_MANAGER,
     WORKER_MANAGER,
@@ -145,8 +146,8 @@ impl Cluster {
     /// that this account may not do without one. A namespace that is going or gone takes nothing new, and what is left in
     /// it is no worker's any more: [`ClusterError::Changed`].
     pub(crate) async fn fences(&self, lease: &Lease, namespace: &str, name: &str) -> Result<(), ClusterError> {
-        let malformed = objects::must_be_refused(Some(name));
-        let unlabelled = objects::must_be_refused(None);
+        let malformed = manifests::question(Some(name), "none");
+        let unlabelled = manifests::question(None, "none");
         let not_fenced = || ClusterError::NotFenced(namespace.to_owned());
         let (fenced, named) = tokio::join!(
             self.refuses(lease, namespace, malformed, FENCE_REFUSAL, not_fenced),

@@ -1,7 +1,5 @@
 //! The objects that a worker writes, built from a plan. Pure.
 
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
 use crate::lease::Fence;
@@ -49,28 +47,6 @@ pub fn anchor(spec: &Spec, owner_uid: &str, fence: Fence) -> Value {
     let mut service = service(spec, owner_uid, fence);
     service["spec"]["selector"][REVISION_LABEL] = "none".into();
     service
-}
-
-/// What the policies must refuse: an object of this deployment whose fence is none, or one without the label, which would
-/// need no fence. All else about it is good, so that nothing else is a reason, and it has no pod template, of which
-/// somebody else's policies could think otherwise. The API server makes up its name, lest there be one of that name.
-#[must_use]
-pub fn must_be_refused(deployment: Option<&str>) -> Service {
-    let entry = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
-    Service {
-        metadata: ObjectMeta {
-            generate_name: Some("palisade-must-be-refused-".to_owned()),
-            labels: deployment.map(|name| entry(DEPLOYMENT_LABEL, name)),
-            annotations: Some(entry(FENCE_ANNOTATION, "none")),
-            ..ObjectMeta::default()
-        },
-        spec: Some(ServiceSpec {
-            cluster_ip: Some("None".to_owned()),
-            ports: Some(vec![ServicePort { port: 80, ..ServicePort::default() }]),
-            ..ServiceSpec::default()
-        }),
-        ..Service::default()
-    }
 }
 
 fn labels(spec: &Spec) -> Value {

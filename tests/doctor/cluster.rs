@@ -34,6 +34,8 @@ async fn installed() -> Installed {
     // What is gone comes back by an apply; what another test added goes by a replace, as the doctor advises.
     let objects = manifests::everything(&Settings::new(NAMESPACE, [], None).expect("settings"));
     cluster.apply(&objects).await;
+    let epochs: Api<ConfigMap> = Api::namespaced(cluster.admin().await, NAMESPACE);
+    let _ = epochs.delete(manifests::EPOCH_OBJECT, &DeleteParams::default()).await;
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), manifests::print(&objects, manifests::Format::Yaml)).expect("a file");
     let replaced = cluster.kubectl(&["replace", "-f", &file.path().display().to_string()]);
@@ -88,6 +90,16 @@ impl Installed {
     async fn patch(&self, kind: &str, name: &str, patch: Value) {
         let patch = Patch::Json::<()>(serde_json::from_value(patch).expect("a patch"));
         self.api(kind).await.patch(name, &PatchParams::default(), &patch).await.expect("it can be patched");
+    }
+
+    /// The API server learns of a change of its policies a little later.
+    async fn says(&self, check: &str, part: &str) {
+        wait_until(&format!("{check}: {part}"), || async {
+            let ran = self.doctor(&[]).await;
+            let found = ran.problems().contains(&check) && ran.finds(check, "error").contains(part);
+            if found { Ok(()) } else { Err(ran.out) }
+        })
+        .await;
     }
 
     /// An epoch object in a namespace of its own, where no policy looks at it.
@@ -188,6 +200,32 @@ async fn each_way_in_which_a_policy_stops_protecting_is_an_error() {
     }
 }
 
+/// What the policies' texts do not tell: what the API server does by them.
+#[tokio::test]
+async fn what_the_policies_refuse_is_asked_and_not_only_read() {
+    let it = installed().await;
+    let binding = "ValidatingAdmissionPolicyBinding";
+    it.cluster.allocate_epoch(NAMESPACE, 1, "of the tests").await;
+    let heard = it.doctor(&[]).await.exits(0).finds("cluster/admission", "ok");
+    assert!(heard.contains("a malformed fence is refused, one of epoch 1 taken, a later one refused"), "{heard}");
+
+    // It looks for the epoch where there is none: as if it did not follow the epoch object.
+    let looks = |namespace: &str| json!([{"op": "replace", "path": "/spec/paramRef/namespace", "value": namespace}]);
+    it.patch(binding, "palisade-fence-epoch", looks("default")).await;
+    it.says("cluster/policies-behind", "epoch 1, and a fence of it is refused").await;
+
+    let audit = json!([{"op": "replace", "path": "/spec/validationActions", "value": ["Audit"]}]);
+    it.patch(binding, "palisade-fence-epoch", looks(NAMESPACE)).await;
+    it.patch(binding, "palisade-fence-epoch", audit.clone()).await;
+    it.says("cluster/policies-silent", "a fence of epoch 2").await;
+    it.patch(binding, "palisade-fence", audit).await;
+    it.says("cluster/policies-silent", "took a malformed fence").await;
+    it.doctor(&[]).await.exits(8).lacks("cluster/admission");
+
+    it.delete(binding, "palisade-fence").await;
+    it.doctor(&[]).await.exits(8).lacks("cluster/policies-silent");
+}
+
 #[tokio::test]
 async fn a_worker_that_the_policies_do_not_fence_is_an_error() {
     let it = installed().await;
@@ -252,6 +290,7 @@ async fn whoever_may_look_at_little_is_told_what_was_not_seen() {
     for part in ["the CRD", "the admission policies", "the epoch object"] {
         assert!(what.contains(part), "{part}: {what}");
     }
+    ran.lacks("cluster/admission"); // it is held to more than others
     ran.finds("cluster/rights", "ok"); // about itself it may ask
     let ran = run(&[("KUBECONFIG", &worker)], &["--only", "cluster", "--pre"]).await;
     assert!(ran.exits(8).finds("cluster/may-not-install", "error").contains("create customresourcedefinitions"));
