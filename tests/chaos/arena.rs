@@ -132,9 +132,15 @@ impl Arena {
     /// A worker; with `stop_at` it stops itself there, once, and with `blind` it does not look at the clock when it wakes
     /// up, but sends what it was about to send.
     pub fn worker(&self, name: &str, stop_at: Option<&str>, blind: bool) -> Process {
+        self.worker_with(name, TTL, stop_at, blind)
+    }
+
+    /// With another TTL.
+    pub fn worker_with(&self, name: &str, ttl: Duration, stop_at: Option<&str>, blind: bool) -> Process {
+        let ttl = format!("{}s", ttl.as_secs());
         let url = self.server.url_of("worker_login", DATABASE);
         let capacity = CAPACITY.to_string();
-        let args = ["worker", "--name", name, "--ttl", "2s", "--poll", "200ms", "--capacity", &capacity];
+        let args = ["worker", "--name", name, "--ttl", &ttl, "--poll", "200ms", "--capacity", &capacity];
         let mut environment: Vec<_> = stop_at.iter().map(|point| ("PALISADE_STOP_AT", *point)).collect();
         if blind {
             environment.push(("PALISADE_BLIND", "1"));
@@ -254,6 +260,12 @@ impl Arena {
         let micros = |nanos: u64| (nanos / 1000) as i64;
         let fault = Fault { kind, process: process.to_owned(), from: micros(from), until: micros(until) };
         self.faults.lock().expect("not poisoned").push(fault);
+    }
+
+    /// Whether Palisade has written an object since this revision, as far as the watches tell.
+    pub fn wrote_since(&self, version: u64) -> bool {
+        let revisions = self.revisions.lock().expect("not poisoned");
+        revisions.iter().any(|revision| revision.version > version && revision.manager.starts_with("palisade"))
     }
 
     /// Ends the watches; what they saw stays in `revisions`.

@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use super::arena::{Arena, CAPACITY, Process, TTL, now};
 use super::history::{Call, End, FaultKind, Granted, History, Micros, Terms};
 use super::{observe, rules};
+use crate::support::postgres::Conn;
 
 const WORKERS: usize = 3;
 
@@ -31,9 +32,11 @@ const REGISTRY_POINTS: [&str; 8] = [
 ];
 
 /// How long after a takeover is due it must have happened: two cores run a control plane, Postgres, and all of this.
-const MARGIN: Duration = Duration::from_secs(10);
+const MARGIN: Duration = Duration::from_secs(20);
 /// Nothing may be written for so long in the end.
 const QUIET: Duration = Duration::from_secs(4);
+/// How long what follows the last rollout may take: releases, their statuses, what Kubernetes' own controllers write.
+const SETTLING: Duration = Duration::from_secs(60);
 
 /// No new fault begins after this.
 const CHAOS: Duration = Duration::from_secs(50);
@@ -245,12 +248,7 @@ async fn workers_killed_and_paused_at_random_leave_a_history_that_keeps_every_ru
 /// Waits through the quiet that must follow, and collects what everybody says.
 pub async fn collect(arena: &mut Arena, expected: &[FaultKind], stale_writes: bool) -> History {
     let mut sql = arena.sql().await;
-    // What Kubernetes' own controllers and the status have to say comes a moment later.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let quiet_version = arena.version().await;
-    let from = sql.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").await;
-    tokio::time::sleep(QUIET).await;
-    let until = sql.number("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint").await;
+    let (quiet_version, quiet) = quiet(arena, &mut sql).await;
     arena.unwatch();
     let offset = observe::offset(&mut sql, now()).await;
     let registry = observe::registry(&mut sql).await;
@@ -274,11 +272,29 @@ pub async fn collect(arena: &mut Arena, expected: &[FaultKind], stale_writes: bo
             poll: micros(Duration::from_millis(240)),
             margin: micros(MARGIN),
             capacity: CAPACITY,
-            quiet: (from, until),
+            quiet,
             quiet_version,
             faults: expected.to_vec(),
             stale_writes,
         },
+    }
+}
+
+/// Waits until nothing of ours was written for QUIET, or for SETTLING: then whoever checks says what it was. The cluster's
+/// revision before, and from when to when.
+async fn quiet(arena: &Arena, sql: &mut Conn) -> (u64, (Micros, Micros)) {
+    const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+    const WRITTEN: &str =
+        "SELECT (SELECT count(*) FROM palisade.operation) + (SELECT count(*) FROM palisade.grant_history)";
+    let began = now();
+    loop {
+        let (version, written, from) = (arena.version().await, sql.number(WRITTEN).await, sql.number(CLOCK).await);
+        tokio::time::sleep(QUIET).await;
+        let until = sql.number(CLOCK).await;
+        let calm = sql.number(WRITTEN).await == written && !arena.wrote_since(version);
+        if calm || now() - began > SETTLING.as_nanos() as u64 {
+            return (version, (from, until));
+        }
     }
 }
 
