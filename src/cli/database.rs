@@ -31,13 +31,14 @@ impl Database {
         StoreConfig::new(self.url(), application)
     }
 
-    /// A store for a command of a person: patient enough for a slow connection.
+    /// A store for a command of a person: patient enough for a slow connection, and for a server that is busy. A quarter of
+    /// the time is for connecting.
     ///
     /// # Errors
     /// When the URL cannot be read.
     pub fn store(&self, application: &str) -> Result<Store, Error> {
-        let config =
-            StoreConfig { connections: 2, timeout: std::time::Duration::from_secs(5), ..self.config(application) };
+        let timeout = std::time::Duration::from_secs(20);
+        let config = StoreConfig { connections: 2, timeout, ..self.config(application) };
         // Nothing is sent yet: only the URL itself can be wrong.
         Store::new(&config).map_err(|e| Error::usage(e.to_string()))
     }

@@ -64,7 +64,7 @@ impl Args {
     }
 }
 
-/// The workers' TTL: the shortest that leaves a busy machine time to beat.
+/// Worker A's TTL: the shortest that leaves a busy machine time to beat.
 const TTL: Duration = Duration::from_secs(3);
 
 /// How long the demo waits for anything: a machine may be slow, but a story must end.
@@ -185,11 +185,13 @@ impl Actor {
     fn start(stage: &Stage, name: &str, version: i64, pause: bool) -> Result<Self, Error> {
         let failed = |what: &str| Error::failed(format!("worker {name} cannot be started: {what}"));
         let program = std::env::current_exe().map_err(|e| failed(&e.to_string()))?;
+        // Nobody waits for the end of the other one's lease: a machine that is busy for 2 s need not cost it.
+        let ttl = if pause { TTL } else { PATIENCE };
         let mut command = Command::new(program);
         command
             .args(["--log", "error", "demo-worker", "--name", name, "--resource", &stage.resource])
             .args(["--model", &stage.model, "--version", &version.to_string()])
-            .args(["--ttl-ms", &TTL.as_millis().to_string(), "--parent", &std::process::id().to_string()])
+            .args(["--ttl-ms", &ttl.as_millis().to_string(), "--parent", &std::process::id().to_string()])
             // Not among the arguments: they can be read by every user of the machine.
             .env("DATABASE_URL", stage.database.database_url.expose_secret())
             .stdin(Stdio::piped())
