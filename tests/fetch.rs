@@ -35,6 +35,11 @@ impl Place {
         self.folder.path().join(name)
     }
 
+    /// How much of a file there is.
+    fn length(&self, name: &str) -> u64 {
+        std::fs::metadata(self.path(name)).map_or(0, |metadata| metadata.len())
+    }
+
     /// `palisade fetch` to PATH, by the variables that a version's pods have.
     fn command(&self, source: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_palisade"));

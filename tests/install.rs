@@ -212,16 +212,15 @@ async fn readyz(address: &str) -> (bool, String) {
 }
 
 async fn until_ready_says(address: &str, text: &str) {
-    let mut last = String::new();
-    for _ in 0..600 {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
         let (ready, answer) = readyz(address).await;
         if (text == "ready" && ready) || answer.contains(text) {
             return;
         }
-        last = answer;
+        assert!(tokio::time::Instant::now() < until, "/readyz never said {text:?}, but {answer}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("/readyz never said {text:?}, but {last}");
 }
 
 /// In this order they are met when a database comes with the release: not up, empty, of an older release, right.
@@ -233,7 +232,7 @@ async fn a_worker_waits_for_the_database_and_for_its_schema_and_says_which() {
     let kubeconfig = folder.path().join("kubeconfig");
     std::fs::write(&kubeconfig, KUBECONFIG).expect("written");
     server.shut_down();
-    let mut command = program(&server.url_of("worker_login", "app"), &["worker", "--ttl", "2s"]);
+    let mut command = program(&server.url_of("worker_login", "app"), &["worker", "--ttl", "15s"]);
     command.env("KUBECONFIG", &kubeconfig);
     let mut worker = Running::start(command);
     let line = worker.says("listening for").await;
@@ -262,7 +261,7 @@ async fn a_worker_waits_for_the_database_and_for_its_schema_and_says_which() {
         "UPDATE palisade.migration SET success = false WHERE version = (SELECT max(version) FROM palisade.migration)",
     )
     .await;
-    let mut command = program(&server.url_of("worker_login", "app"), &["worker", "--ttl", "2s"]);
+    let mut command = program(&server.url_of("worker_login", "app"), &["worker", "--ttl", "15s"]);
     command.env("KUBECONFIG", &kubeconfig);
     let mut newer = Running::start(command);
     newer.says("waiting for the database's schema: it has version").await;
@@ -359,10 +358,11 @@ async fn tls_checks_the_servers_ca_and_name_as_the_environment_says() {
 /// `helm test` runs the doctor with the controller's login and these rights, no more.
 #[tokio::test]
 async fn the_doctor_of_helm_test_may_look_at_all_that_it_wants_to() {
-    let cluster = Cluster::start().await;
     let server = server().await;
     for (release, watched) in [("palisade", None), ("palisade-two", Some("team"))] {
-        // Each installation has a database of its own.
+        // Each installation has a cluster of its own, or the one that watches all namespaces would refuse in the other one's,
+        // too; and a database.
+        let cluster = Cluster::start().await;
         let database = release.replace('-', "_");
         server.migrated(&database).await;
         let namespace = cluster.namespace(release).await;
@@ -420,6 +420,7 @@ async fn the_doctor_of_helm_test_may_look_at_all_that_it_wants_to() {
         // The tests' server has no fsync: the one error that there is.
         let errors: Vec<_> = findings.iter().filter(|f| f["severity"] == "error").map(|f| &f["check"]).collect();
         assert_eq!((code, errors.as_slice()), (8, &[&Value::from("database/durability-off")][..]), "{out}");
+        drop(running);
+        cluster.stop();
     }
-    cluster.stop();
 }

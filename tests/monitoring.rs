@@ -136,19 +136,29 @@ impl Prometheus {
         );
         let path = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(path("prometheus.yml"), config).expect("written");
-        // Free a moment ago. Should somebody take it, Prometheus ends, and the test says so.
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let address = listener.local_addr().expect("an address");
-        drop(listener);
-        let process = Command::new(program("prometheus"))
+        let mut process = Command::new(program("prometheus"))
             .args([
                 format!("--config.file={}", path("prometheus.yml")),
                 format!("--storage.tsdb.path={}", path("data")),
-                format!("--web.listen-address={address}"),
+                "--web.listen-address=127.0.0.1:0".to_owned(),
             ])
             .stderr(std::fs::File::create(path("log")).expect("a file"))
             .spawn()
             .expect("prometheus runs");
+        let began = std::time::Instant::now();
+        let address = loop {
+            let log = std::fs::read_to_string(path("log")).expect("a log");
+            let line = log.lines().find(|line| line.contains("Listening on") && line.contains("address="));
+            if let Some(address) = line.and_then(|line| line.split("address=").nth(1)?.split_whitespace().next()) {
+                break address.to_owned();
+            }
+            let ended = process.try_wait().expect("a child");
+            assert!(
+                ended.is_none() && began.elapsed() < Duration::from_secs(60),
+                "it does not listen: {ended:?}\n{log}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        };
         Self { process, url: format!("http://{address}"), _dir: dir }
     }
 

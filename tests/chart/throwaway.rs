@@ -39,6 +39,12 @@ fn stop(mut running: Running) -> bool {
     running.0.wait().expect("an end").success()
 }
 
+/// One on which nobody listens, below those that the kernel gives to whoever connects or asks for any.
+fn free_port() -> u16 {
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| fastrand::u16(20_000..32_000)).find(free).expect("a port")
+}
+
 #[test]
 fn the_throwaway_postgres_starts_is_migrated_with_its_logins_and_starts_again() {
     if fs::read_dir("/usr/lib/postgresql").is_err() {
@@ -47,7 +53,7 @@ fn the_throwaway_postgres_starts_is_migrated_with_its_logins_and_starts_again() 
     }
     let objects = objects("palisade", "palisade-system", &["--set", "postgres.enabled=true"]);
     let of = |kind: &str| objects.iter().find(|o| o["kind"] == kind && o["metadata"]["name"] == "palisade-postgres");
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a port").port();
+    let port = free_port();
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path();
     for inner in ["", "lib", "tmp"] {

@@ -250,8 +250,12 @@ async fn accounts_of_other_names_are_no_difference() {
     let it = installed().await;
     let named = Settings::new(NAMESPACE, ["default:default".parse().expect("an account")], None).expect("settings");
     it.cluster.apply(&manifests::everything(&named)).await;
-    let ran = it.doctor(&[]).await;
-    assert_eq!(ran.problems(), ["cluster/epoch-object-missing"], "{}", ran.out);
+    // The authorizer learns of the account's rights by a watch.
+    let ran = wait_until("nothing but the epoch object is missed", || async {
+        let ran = it.doctor(&[]).await;
+        if ran.problems() == ["cluster/epoch-object-missing"] { Ok(ran) } else { Err(ran.out) }
+    })
+    .await;
     assert!(ran.finds("cluster/policies", "ok").contains("default:default"));
 }
 

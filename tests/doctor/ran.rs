@@ -42,6 +42,11 @@ impl Ran {
         wrong.filter_map(|finding| finding["check"].as_str()).collect()
     }
 
+    /// Whether there is a finding of this name.
+    pub fn has(&self, check: &str) -> bool {
+        self.report["findings"].as_array().is_some_and(|all| all.iter().any(|finding| finding["check"] == check))
+    }
+
     #[track_caller]
     pub fn lacks(&self, check: &str) -> &Ran {
         let all = self.report["findings"].as_array().into_iter().flatten();

@@ -1,6 +1,7 @@
 //! What a network does to a download, and what becomes of it.
 
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -8,6 +9,16 @@ use super::server::{Reply, Server};
 use super::{Place, artifact, digest};
 
 const TAG: &str = "\"v1\"";
+/// How long a test waits for what must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn until(what: &str, check: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !check() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
 
 #[tokio::test]
 async fn a_cut_connection_goes_on_where_it_stopped() {
@@ -203,7 +214,7 @@ async fn a_server_that_asks_for_patience_gets_it() {
         _ => Reply::ranged(asked, &body, TAG),
     })
     .await;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     place.fetch(&server.url("/m"), &[]).await.is(0);
     assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
 }
@@ -255,12 +266,8 @@ async fn a_signal_ends_it_and_the_next_run_goes_on() {
     })
     .await;
     let url = server.url("/m");
-    let partial = place.path("model.partial");
-    let length = || std::fs::metadata(&partial).map_or(0, |metadata| metadata.len());
-    let mut child = place.command(&url, &[]).stderr(std::process::Stdio::piped()).spawn().expect("it runs");
-    while length() < 200_000 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let mut child = place.command(&url, &[]).stderr(Stdio::piped()).spawn().expect("it runs");
+    until("its part is there", || place.length("model.partial") >= 200_000).await;
     let pid = rustix::process::Pid::from_raw(child.id().expect("it runs").try_into().expect("a PID")).expect("a PID");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
     let mut said = BufReader::new(child.stderr.take().expect("piped")).lines();
@@ -317,20 +324,30 @@ async fn two_at_once_bring_it_once() {
     let server = Server::start(move |n, asked| {
         let reply = Reply::ranged(asked, &body, TAG);
         // The first one is held up until the second one waits for it.
-        if n == 0 && !*released.borrow() { reply.cut_after(100_000).hanging() } else { reply }
+        if n == 0 { reply.cut_after(100_000).held_until(&released) } else { reply }
     })
     .await;
     let url = server.url("/m");
-    let first = place.command(&url, &["--idle-timeout", "2s"]).stdout(std::process::Stdio::piped()).spawn();
-    while std::fs::metadata(place.path("model.partial")).map_or(0, |metadata| metadata.len()) < 100_000 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    let start = || {
+        let mut command = place.command(&url, &["--idle-timeout", "5m"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
+    };
+    let first = start();
+    until("the first has its part", || place.length("model.partial") >= 100_000).await;
+    let mut second = start();
+    let mut said = BufReader::new(second.stderr.take().expect("piped")).lines();
+    loop {
+        let line = tokio::time::timeout(PATIENCE, said.next_line()).await.expect("it says that it waits");
+        if line.expect("UTF-8").expect("it waits, and does not end").contains("another process writes") {
+            break;
+        }
     }
-    let second = place.fetch(&url, &[]).await;
     release.send_replace(true);
-    let first = first.expect("it runs").wait_with_output().await.expect("it ends");
-    assert_eq!(first.status.code(), Some(0));
-    second.is(0).says("another process writes");
-    assert_eq!(second.is(0).json()["present"], true, "{second:?}");
+    let (first, second) = tokio::join!(first.wait_with_output(), second.wait_with_output());
+    let (first, second) = (first.expect("it ends"), second.expect("it ends"));
+    assert_eq!((first.status.code(), second.status.code()), (Some(0), Some(0)), "{first:?} {second:?}");
+    let second: serde_json::Value = serde_json::from_slice(&second.stdout).expect("JSON");
+    assert_eq!(second["present"], true, "{second}");
     assert_eq!(server.asked().len(), 2, "one cut, one to its end: both of the first process");
     place.has(&model);
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// What a client asked for.
@@ -32,6 +33,8 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Then the connection stays open, and nothing comes.
     pub hang: bool,
+    /// It does so until this is true.
+    pub held: Option<watch::Receiver<bool>>,
 }
 
 impl Reply {
@@ -65,6 +68,11 @@ impl Reply {
 
     pub fn hanging(mut self) -> Self {
         self.hang = true;
+        self
+    }
+
+    pub fn held_until(mut self, released: &watch::Receiver<bool>) -> Self {
+        self.held = Some(released.clone());
         self
     }
 }
@@ -165,6 +173,9 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin, script: Arc<Scr
     let _ = stream.write_all(format!("{text}\r\n").as_bytes()).await;
     let _ = stream.write_all(body).await;
     let _ = stream.flush().await;
+    if let Some(mut released) = reply.held {
+        let _ = released.wait_for(|released| *released).await;
+    }
     if reply.hang {
         std::future::pending::<()>().await;
     }
