@@ -159,8 +159,8 @@ async fn a_write_whose_future_is_dropped_is_remembered_and_settled() {
 #[tokio::test]
 async fn a_connection_that_owes_an_answer_is_thrown_away() {
     let stage = stage().await;
-    // Long enough for every other answer.
-    let timeout = Duration::from_secs(5);
+    // Long enough for every other answer, and a quarter of it for a connection.
+    let timeout = Duration::from_secs(12);
     let config = StoreConfig { timeout, connections: 1, ..StoreConfig::new(stage.proxy.url(&stage.db.url()), "one") };
     let store = Store::new(&config).expect("a store");
     store.epoch_status().await.expect("an answer");

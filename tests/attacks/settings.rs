@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::scenarios::A;
-use crate::support::postgres::Conn;
+use crate::support::postgres::{Conn, PATIENCE};
 
 use super::database::{Arena, By, difference};
 
@@ -81,7 +81,7 @@ async fn a_lease_that_a_working_transaction_keeps_locked_is_free_again_after_an_
     // An hour, made short.
     arena.admin.rewrite("end_blockers", None, "interval '1 hour'", "interval '1 second'").await;
     assert_eq!(controller.number("SELECT palisade.end_blockers('1 second')").await, 1);
-    let ended = tokio::time::timeout(Duration::from_secs(30), attacker).await.expect("it ends").expect("no panic");
+    let ended = tokio::time::timeout(PATIENCE, attacker).await.expect("it ends").expect("no panic");
     assert_eq!(ended.expect_err("it is ended").code, "57P01");
     arena.admin.call(&format!("report_progress({})", arena.live.unnumbered())).await.is("applied");
 }
@@ -91,12 +91,11 @@ async fn a_lease_that_a_working_transaction_keeps_locked_is_free_again_after_an_
 #[tokio::test]
 async fn no_key_stands_in_the_statements_that_the_program_sends() {
     use palisade::lease::{Session, SessionConfig};
-    use palisade::store::{Store, StoreConfig};
     let arena = Arena::new().await;
     let url = arena.db.url_as(&arena.login(By::Worker));
-    let store = Store::new(&StoreConfig::new(url, "honest")).expect("a store");
+    let store = crate::support::world::store(url, "honest");
     let session =
-        Session::open(store.clone(), SessionConfig::new("w", Duration::from_secs(60))).await.expect("a session");
+        Session::open(store.clone(), SessionConfig::new("w", Duration::from_secs(600))).await.expect("a session");
     let lease = session.acquire("deployment/ns/d", None).await.expect("a lease");
     lease.progress().await.expect("it is ours");
     let mut same = arena.attacker(By::Worker).await;

@@ -77,7 +77,8 @@ async fn a_template_that_cannot_run_is_stalled_with_the_field_and_corrected_by_a
     replica.stop().await;
 }
 
-#[tokio::test]
+// On threads of its own: kubectl keeps this one, and the replica must go on meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_cannot_be_read_hurts_nobody_else() {
     let stage = Stage::new("hostile-depth").await;
     // Deeper than this program reads JSON, and than anything that it could be meant for.
@@ -109,7 +110,6 @@ async fn one_that_cannot_be_read_hurts_nobody_else() {
     let finalizer = json!({"metadata": {"finalizers": [palisade::manifests::FINALIZER]}}).to_string();
     let kubectl = |args: &[&str]| stage.cluster.kubectl(&[&["-n", &stage.namespace], args].concat());
     assert!(kubectl(&["patch", "mdep", "deep", "--type", "merge", "-p", &finalizer]).status.success());
-    // Not waited for by kubectl: it would keep this thread, and the replica with it, from going on.
     assert!(kubectl(&["delete", "mdep", "deep", "--wait=false"]).status.success());
     wait_until("it is gone", || async {
         let left = kubectl(&["get", "mdep", "deep", "--ignore-not-found", "-o", "name"]).stdout;

@@ -126,7 +126,9 @@ impl Stage {
     }
 
     fn replica_by(&self, name: &str, url: &str, retention: Retention, ttl: Duration, client: Client) -> Replica {
-        let config = StoreConfig { timeout: Duration::from_secs(1), ..StoreConfig::new(url, name) };
+        // As the program has it.
+        let timeout = (ttl / 3).min(Duration::from_secs(5));
+        let config = StoreConfig { timeout, ..StoreConfig::new(url, name) };
         let metrics = Arc::new(Metrics::new());
         let readiness = Readiness::waiting_for(&["cluster", "database", "epoch"]);
         let parts = Parts {

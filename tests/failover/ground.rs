@@ -95,14 +95,14 @@ impl Ground {
 
     pub fn controller_with(&self, name: &str, url: &str, environment: &[(&str, &str)]) -> Worker {
         let mut command = self.program(url);
-        command.args(["controller", "--ttl", "2s", "--replica-name", name, "--log-format", "json"]);
+        command.args(["controller", "--ttl", "4s", "--replica-name", name, "--log-format", "json"]);
         command.envs(environment.iter().copied());
         Worker::of(command, name, self.logs.path().join(format!("{name}.log")))
     }
 
     pub fn worker(&self, url: &str, kubeconfig: &std::path::Path) -> Worker {
         let mut command = self.program(url);
-        command.args(["worker", "--name", "worker-a", "--ttl", "2s", "--poll", "200ms", "--log-format", "json"]);
+        command.args(["worker", "--name", "worker-a", "--ttl", "10s", "--poll", "200ms", "--log-format", "json"]);
         command.env("KUBECONFIG", kubeconfig);
         Worker::of(command, "worker-a", self.logs.path().join("worker-a.log"))
     }
