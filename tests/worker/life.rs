@@ -175,6 +175,7 @@ async fn an_owner_that_dies_between_moving_the_service_and_recording_it_leaves_n
     world.planner.plan(uid, world.spec("churn", 2)).await;
     let mut dead = world.worker("dead", &[("PALISADE_KILL_AT", "switch/record_serving/before")]);
     dead.ended().await;
+    world.expire("dead").await;
     assert_eq!(selector(&world, "churn").await, Some(world.spec("churn", 2).revision()), "the Service had moved");
 
     // Another plan comes, whose version does not become ready: what is recorded serves, and nothing else.
