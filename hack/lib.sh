@@ -84,12 +84,8 @@ silence() {
   kill -s TERM -- "-$group" 2>/dev/null || true
   # A frozen process keeps every signal but SIGKILL until it is thawed.
   kill -s CONT -- "-$group" 2>/dev/null || true
-  if within "$1" ended "$group"; then
-    # Those whose parent has ended.
-    within 5 ended_all "$group" || true
-  else
-    say "PID $group has not ended $1 s after it was asked to: killing it"
-  fi
+  # Not only the first of them, which may have left the others to themselves.
+  within "$1" ended_all "$group" || say "what runs as group $group has not ended $1 s after it was asked to: killing it"
   kill -s KILL -- "-$group" 2>/dev/null || true
   # In uninterruptible sleep even this takes a while; forever would be too long.
   within 10 ended "$group" || say "error: PID $group does not end: it is left alone"

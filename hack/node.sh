@@ -52,7 +52,8 @@ missing() {
 # overlays FOLDER: whether containerd can put images together there.
 overlays() {
   local dir status=0
-  dir=$(mktemp -d "$1/palisade-overlay.XXXXXX")
+  # Under ||, where nothing ends a function by itself.
+  dir=$(mktemp -d "$1/palisade-overlay.XXXXXX") || return
   mkdir "$dir"/{lower,upper,work,merged}
   unshare --mount mount -t overlay overlay -o "lowerdir=$dir/lower,upperdir=$dir/upper,workdir=$dir/work" "$dir/merged" 2>/dev/null || status=1
   rm -rf "$dir"

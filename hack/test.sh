@@ -5,7 +5,8 @@
 # PALISADE_PG_VERSION or PALISADE_PG_BIN names one. They start the Postgres and the
 # Kubernetes that they need by hack/postgres.sh and hack/cluster.sh; here we only
 # see to it that the programs are there, so that no test's time limit has to cover a
-# build, and that nothing runs on afterwards.
+# build, and that nothing runs on afterwards. End it by SIGTERM: what it waits for is in
+# a process group of its own, which SIGKILL does not reach.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

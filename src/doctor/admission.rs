@@ -10,15 +10,18 @@ use kube::api::{Api, PostParams};
 use super::finding::{Chart, Finding, Looked, Unseen};
 use crate::epoch::EpochObject;
 use crate::lease::{Fence, Token};
-use crate::manifests::{self, Settings};
-use crate::retry::Backoff;
+use crate::manifests::{self, FENCE_REFUSAL, Settings};
+
+/// Between two tries of a question: the API server takes new policies and parameters up once a second.
+const PAUSE: Duration = Duration::from_secs(1);
+const TRIES: u32 = 4;
 
 /// What the API server said of a dry run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// It would have made the object.
     Taken,
-    /// A policy of this installation refused it, in these words.
+    /// The policy that was to refuse it did, in these words.
     Refused(String),
 }
 
@@ -30,7 +33,7 @@ pub struct Admission {
     /// Of a fence that is none.
     pub malformed: Heard,
     /// The number that the epoch object has, and what was said of a fence of that epoch, and of one of the next.
-    pub epoch: Option<(i64, Heard, Heard)>,
+    pub epoch: Looked<Option<(i64, Heard, Heard)>>,
 }
 
 /// Asks, in the namespace that is watched, or in Palisade's own.
@@ -41,49 +44,51 @@ pub(super) async fn ask(
     timeout: Duration,
 ) -> Looked<Admission> {
     let namespace = settings.watched().unwrap_or_else(|| settings.namespace());
-    let api = Api::namespaced(client.clone(), namespace);
-    let first = |epoch: i64| Fence { token: Token(epoch * Token::PER_EPOCH + 1), sequence: 1 }.to_string();
-    let hear = |fence: String, wanted: fn(&Heard) -> bool| hear(&api, settings, fence, wanted, timeout);
-    let refused = |heard: &Heard| matches!(heard, Heard::Refused(_));
-    let malformed = hear("none".to_owned(), refused).await?;
+    let questions = Questions { api: Api::namespaced(client.clone(), namespace), timeout };
+    let malformed = questions.hear("none", FENCE_REFUSAL, |heard| *heard != Heard::Taken).await?;
     let epoch = match epoch {
-        Some(EpochObject { number, .. }) => {
-            let current = hear(first(*number), |heard| *heard == Heard::Taken).await?;
-            Some((*number, current, hear(first(number + 1), refused).await?))
-        }
-        None => None,
+        Some(EpochObject { number, .. }) => questions.epoch(*number, settings.name()).await.map(Some),
+        None => Ok(None),
     };
     Ok(Admission { namespace: namespace.to_owned(), malformed, epoch })
 }
 
-/// One question. What is not as it is wanted is asked again for a while: what was installed or changed a moment ago reaches
-/// the API server's admission a little later.
-async fn hear(
-    api: &Api<Service>,
-    settings: &Settings,
-    fence: String,
-    wanted: fn(&Heard) -> bool,
+struct Questions {
+    api: Api<Service>,
     timeout: Duration,
-) -> Looked<Heard> {
-    let object = manifests::question(Some("palisade-doctor"), &fence);
-    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    // That of any of this installation's policies begins so.
-    let ours = format!("ValidatingAdmissionPolicy '{}-fence", settings.name());
-    let mut tries = Backoff::new(Duration::from_millis(200), Duration::from_secs(1), 3);
-    loop {
-        let heard = match tokio::time::timeout(timeout, api.create(&dry_run, &object)).await {
-            Err(_) => return Err(Unseen::NoAnswer(format!("within {timeout:?}"))),
-            Ok(Ok(_)) => Heard::Taken,
-            Ok(Err(kube::Error::Api(status))) if status.message.contains(&ours) => Heard::Refused(status.message),
-            // Rights, a quota or somebody else's policy: they say nothing about ours.
-            Ok(Err(kube::Error::Api(status))) if (400..500).contains(&status.code) => {
-                return Err(Unseen::NotAllowed(status.message));
+}
+
+impl Questions {
+    async fn epoch(&self, number: i64, name: &str) -> Looked<(i64, Heard, Heard)> {
+        let first = |epoch: i64| Fence { token: Token(epoch * Token::PER_EPOCH + 1), sequence: 1 }.to_string();
+        let policy = format!("ValidatingAdmissionPolicy '{name}-fence-epoch'");
+        let current = self.hear(&first(number), &policy, |heard| *heard == Heard::Taken).await?;
+        let next = self.hear(&first(number + 1), &policy, |heard| *heard != Heard::Taken).await?;
+        Ok((number, current, next))
+    }
+
+    /// One question; `words` are in a refusal of the policy that it is for. What is not as it is wanted is asked again for a
+    /// while.
+    async fn hear(&self, fence: &str, words: &str, wanted: fn(&Heard) -> bool) -> Looked<Heard> {
+        let object = manifests::question(true, fence);
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let heard = match tokio::time::timeout(self.timeout, self.api.create(&dry_run, &object)).await {
+                Err(_) => return Err(Unseen::NoAnswer(format!("within {:?}", self.timeout))),
+                Ok(Ok(_)) => Heard::Taken,
+                Ok(Err(kube::Error::Api(status))) if status.message.contains(words) => Heard::Refused(status.message),
+                // Rights, a quota or another policy: they say nothing about this one.
+                Ok(Err(kube::Error::Api(status))) if (400..500).contains(&status.code) => {
+                    return Err(Unseen::NotAllowed(status.message));
+                }
+                Ok(Err(error)) => return Err(Unseen::NoAnswer(error.to_string())),
+            };
+            if wanted(&heard) || tries == TRIES {
+                return Ok(heard);
             }
-            Ok(Err(error)) => return Err(Unseen::NoAnswer(error.to_string())),
-        };
-        match tries.next_wait() {
-            Some(wait) if !wanted(&heard) => tokio::time::sleep(wait).await,
-            _ => return Ok(heard),
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }
@@ -103,10 +108,11 @@ pub(super) fn check(chart: &mut Chart, admission: &Admission) {
     if admission.malformed == Heard::Taken {
         taken(chart, "a malformed fence");
     }
-    if let Some((number, _, Heard::Taken)) = &admission.epoch {
+    let epoch = chart.seen("what the policies refuse of other epochs", &admission.epoch).and_then(Option::as_ref);
+    if let Some((number, _, Heard::Taken)) = epoch {
         taken(chart, &format!("a fence of epoch {}, which was never allocated", number + 1));
     }
-    if let Some((number, Heard::Refused(words), _)) = &admission.epoch {
+    if let Some((number, Heard::Refused(words), _)) = epoch {
         well = false;
         chart.add(Finding::error(
             "cluster/policies-behind",
@@ -117,7 +123,7 @@ pub(super) fn check(chart: &mut Chart, admission: &Admission) {
         ));
     }
     if well {
-        let told = match &admission.epoch {
+        let told = match epoch {
             Some((number, ..)) => {
                 format!("a malformed fence is refused, one of epoch {number} taken, a later one refused")
             }

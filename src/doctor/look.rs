@@ -1,4 +1,4 @@
-//! Asks the API server. It reads, asks who may do what, and has a few dry runs refused; it changes nothing.
+//! Asks the API server. It reads, asks who may do what, and sends a few dry runs; it changes nothing.
 
 use std::time::Duration;
 
@@ -91,7 +91,6 @@ impl Look {
         }
         let bound = self.bound(&wanted.settings).await;
         let settings = settings(wanted, &found, &bound);
-        let epoch = self.epoch(settings.namespace()).await;
         let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
         Ok(Answers {
             version,
@@ -105,9 +104,9 @@ impl Look {
             admission: if wanted.pre {
                 Ok(None)
             } else {
-                self.admission(&settings, &found, identity.as_deref().ok(), &epoch).await
+                self.admission(&settings, &found, identity.as_deref().ok()).await
             },
-            epoch,
+            epoch: self.epoch(settings.namespace()).await,
             identity,
             settings,
             found,
@@ -187,23 +186,25 @@ impl Look {
         Ok((both.pop().unwrap_or_default(), controllers))
     }
 
-    /// What the policies refuse, asked if they are all there. Those of Palisade's own accounts are held to more than others.
-    async fn admission(
-        &self,
-        settings: &Settings,
-        found: &Found,
-        identity: Option<&str>,
-        epoch: &Looked<Option<Result<EpochObject, String>>>,
-    ) -> Looked<Option<Admission>> {
-        if found.values().any(|object| matches!(object, Ok(None))) {
+    /// What the policies refuse, asked if they are all there, and for the namespaces that are looked at. Palisade's own accounts
+    /// are held to more than others.
+    async fn admission(&self, settings: &Settings, found: &Found, identity: Option<&str>) -> Looked<Option<Admission>> {
+        if !policies::cover(found, settings) {
             return Ok(None);
         }
         let mut accounts = settings.workers().chain([settings.controller()]);
         if accounts.any(|account| identity == Some(account.username().as_str())) {
             return Err(Unseen::NotAllowed("one of Palisade's own accounts cannot ask for others".to_owned()));
         }
-        let object = epoch.as_ref().ok().and_then(|found| found.as_ref()?.as_ref().ok());
-        admission::ask(&self.client, settings, object, self.timeout).await.map(Some)
+        let number = |epoch: Looked<Option<Result<EpochObject, String>>>| epoch.ok().flatten().and_then(Result::ok);
+        let before = number(self.epoch(settings.namespace()).await);
+        let mut heard = admission::ask(&self.client, settings, before.as_ref(), self.timeout).await?;
+        // One that was allocated meanwhile makes the answers those to another question.
+        let after = number(self.epoch(settings.namespace()).await);
+        if before.map(|epoch| epoch.number) != after.map(|epoch| epoch.number) {
+            heard.epoch = Ok(None);
+        }
+        Ok(Some(heard))
     }
 
     async fn missing_accounts(&self, settings: &Settings) -> Looked<Vec<Account>> {

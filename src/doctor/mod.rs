@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! store: one connection, a few statements ─▶ facts.rs ─▶ database.rs, logins.rs, activity.rs ─┐
-//! look.rs: the API server, read only ──────────────────▶ cluster.rs, policies.rs, rights.rs ───┼─▶ Report
+//! look.rs, admission.rs: the API server ───────────────▶ cluster.rs, policies.rs, rights.rs ───┼─▶ Report
 //! times and variables ─────────────────────────────────▶ configuration.rs ──────────────────────┘
 //! ```
 //!

@@ -42,6 +42,21 @@ fn accounts(found: &Found, policy: &str, variable: &str) -> Vec<Account> {
     expression.unwrap_or_default().split('\'').skip(1).step_by(2).filter_map(Account::from_username).collect()
 }
 
+/// Whether each policy is there, and bound to the namespaces of these settings. What could not be looked at may be.
+pub(super) fn cover(found: &Found, settings: &Settings) -> bool {
+    manifests::policies(settings).iter().filter_map(|object| serde_json::to_value(object).ok()).all(|expected| {
+        match key(&expected).and_then(|key| found.get(&key)) {
+            Some(Ok(Some(object))) => {
+                let namespaces = |object: &Value| object["spec"]["matchResources"]["namespaceSelector"].clone();
+                let (expected, found) = (namespaces(&expected), namespaces(object));
+                is_default(&expected) && is_default(&found) || difference(&expected, &found, "").is_none()
+            }
+            Some(Ok(None)) => false,
+            _ => true,
+        }
+    })
+}
+
 /// Each policy and binding against what `settings` would install.
 pub(super) fn check(chart: &mut Chart, found: &Found, settings: &Settings) {
     let before = chart.findings.len();

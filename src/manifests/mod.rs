@@ -324,21 +324,28 @@ pub fn policies(settings: &Settings) -> Vec<Value> {
     [FENCE, CREATE].iter().flat_map(|template| documents(&settings.fill(template))).collect()
 }
 
-/// What the policies are asked about by a dry run: an object of this deployment, or of none, with this for a fence. All else
-/// about it is good, so that nothing else is a reason to refuse it; it has no pod template, of which somebody else's policies
-/// could think otherwise; and the API server makes up its name, lest there be one of that name.
-pub(crate) fn question(deployment: Option<&str>, fence: &str) -> Service {
+/// What the policies are asked about by a dry run: an object that has a ModelDeployment's label, or not, and this for a fence.
+/// Otherwise it is like the Services that workers make, so that whoever takes those has no other reason to refuse it. It
+/// has no pod template, of which somebody else's policies could think otherwise, and the API server makes up its name, lest
+/// there be one of that name.
+pub(crate) fn question(labelled: bool, fence: &str) -> Service {
     let entry = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
+    let port = ServicePort {
+        name: Some("http".to_owned()),
+        port: 80,
+        protocol: Some("TCP".to_owned()),
+        ..ServicePort::default()
+    };
     Service {
         metadata: ObjectMeta {
             generate_name: Some("palisade-asks-".to_owned()),
-            labels: deployment.map(|name| entry(DEPLOYMENT_LABEL, name)),
+            labels: labelled.then(|| entry(DEPLOYMENT_LABEL, "palisade-asks")),
             annotations: Some(entry(FENCE_ANNOTATION, fence)),
             ..ObjectMeta::default()
         },
         spec: Some(ServiceSpec {
-            cluster_ip: Some("None".to_owned()),
-            ports: Some(vec![ServicePort { port: 80, ..ServicePort::default() }]),
+            selector: Some(entry(REVISION_LABEL, "none")),
+            ports: Some(vec![port]),
             ..ServiceSpec::default()
         }),
         ..Service::default()

@@ -6,7 +6,7 @@ pub const DEPLOYMENT_LABEL: &str = "palisade.dev/deployment";
 pub const REVISION_LABEL: &str = "palisade.dev/revision";
 /// Annotation of every object that a worker writes: the fence of its last write, `TOKEN/SEQUENCE`.
 pub const FENCE_ANNOTATION: &str = "palisade.dev/fence";
-/// How the policies refuse a fence that is not one. It is a worker's only way to tell whose refusal it sees.
+/// How the policies refuse a fence that is not one. By these words alone it can be told whose refusal it is.
 pub const FENCE_REFUSAL: &str = "the annotation palisade.dev/fence must be TOKEN/SEQUENCE";
 /// How the policies refuse what a worker makes without the label, and so without a fence.
 pub const LABEL_REFUSAL: &str = "what a worker creates carries the label palisade.dev/deployment";

@@ -1,10 +1,11 @@
 //! Fenced writes to the cluster's objects. The API server's admission refuses every one that is not strictly newer than
 //! the object's fence, inside its own compare-and-swap; here each call becomes a fact.
 //!
-//! Nothing is decided from an error's text, but for [`Cluster::fences`]. Where a call was refused or went silent, the
+//! Nothing is decided from an error's text, but for `fences`. Where a call was refused or went silent, the
 //! object's fence is read: equal to ours, it was applied; of a newer token, the lease is lost; older, it was not applied
 //! (yet), and the same fence may be sent again.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Precon
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use crate::failpoint;
 use crate::lease::{Fence, Lease, LeaseError};
@@ -66,9 +68,14 @@ pub enum ClusterError {
     NotFenced(String),
     /// Policies are there, and do not hold this worker to the fence.
     #[error(
-        "the cluster does not fence this worker: no admission policy …-fence-accounts names its account. Nothing is written until one does: run it as the release's worker account, or name its own: palisade crd --with-policy --worker-account NAMESPACE:NAME | kubectl apply --server-side -f -"
+        "the cluster does not fence this worker: no admission policy …-fence-accounts names its account. Nothing is written until one does: run it as the release's worker account; or name all workers' accounts, with the options of before: palisade crd --with-policy --worker-account NAMESPACE:NAME … | kubectl apply --server-side -f -"
     )]
     NotNamed,
+    /// What was to show that it fences says nothing about that.
+    #[error(
+        "nothing is written, for it cannot be told whether the cluster fences: the dry run that must be refused for its fence is refused otherwise: {0}"
+    )]
+    Doubtful(String),
     /// No answer, or not now. What was sent is closed by the next write, which carries a greater fence.
     #[error("the API server does not answer: {0}")]
     Unavailable(String),
@@ -90,6 +97,8 @@ impl Fenced for Service {}
 pub struct Cluster {
     client: Client,
     metrics: Arc<Metrics>,
+    /// The namespaces in which it has shown that it fences.
+    fenced: Arc<Mutex<HashSet<String>>>,
 }
 
 /// What a write is made of, besides its fence.
@@ -102,7 +111,12 @@ impl Cluster {
     /// The cluster behind this client, which must not repeat writes by itself: see [`crate::cluster::client`].
     #[must_use]
     pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
-        Self { client, metrics }
+        Self { client, metrics, fenced: Arc::default() }
+    }
+
+    /// The same for another session: one that begins after a long pause asks anew whether it is fenced.
+    pub(crate) fn anew(&self) -> Self {
+        Self::new(self.client.clone(), Arc::clone(&self.metrics))
     }
 
     pub(crate) fn api<K: Fenced>(&self, namespace: &str) -> Api<K> {
@@ -142,18 +156,24 @@ impl Cluster {
         self.read(lease, "list_pods", || api.list(&params)).await.map(|list| list.items)
     }
 
-    /// Whether the API server refuses what it must, asked by dry runs: that any fence is looked at in this namespace, and
-    /// that this account may not do without one. A namespace that is going or gone takes nothing new, and what is left in
-    /// it is no worker's any more: [`ClusterError::Changed`].
-    pub(crate) async fn fences(&self, lease: &Lease, namespace: &str, name: &str) -> Result<(), ClusterError> {
-        let malformed = manifests::question(Some(name), "none");
-        let unlabelled = manifests::question(None, "none");
-        let not_fenced = || ClusterError::NotFenced(namespace.to_owned());
+    /// Whether the API server refuses what it must, asked by dry runs before the first write in a namespace: that any fence is
+    /// looked at there, and that this account may not do without. A namespace that is going or gone takes nothing new,
+    /// and what is left in it is no worker's any more: [`ClusterError::Changed`].
+    async fn fences(&self, lease: &Lease, namespace: &str) -> Result<(), ClusterError> {
+        if self.fenced.lock().await.contains(namespace) {
+            return Ok(());
+        }
+        let malformed = manifests::question(true, "none");
+        let unlabelled = manifests::question(false, "none");
+        // Writes that begin together ask side by side: one that waited for another's answer would report nothing meanwhile.
         let (fenced, named) = tokio::join!(
-            self.refuses(lease, namespace, malformed, FENCE_REFUSAL, not_fenced),
-            self.refuses(lease, namespace, unlabelled, LABEL_REFUSAL, || ClusterError::NotNamed),
+            self.refuses(lease, namespace, malformed, FENCE_REFUSAL, ClusterError::NotFenced(namespace.to_owned())),
+            self.refuses(lease, namespace, unlabelled, LABEL_REFUSAL, ClusterError::NotNamed),
         );
-        fenced.and(named)
+        fenced.and(named)?;
+        tracing::debug!(namespace, "the cluster fences");
+        self.fenced.lock().await.insert(namespace.to_owned());
+        Ok(())
     }
 
     /// Whether the API server refuses this object in these words: validation and other policies refuse by the same codes,
@@ -164,22 +184,27 @@ impl Cluster {
         namespace: &str,
         object: Service,
         words: &str,
-        taken: impl FnOnce() -> ClusterError,
+        taken: ClusterError,
     ) -> Result<(), ClusterError> {
         let api = self.api::<Service>(namespace);
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         let mut tries = Backoff::new(Duration::from_millis(100), Duration::from_secs(2), 6);
         loop {
             let refusal = match self.call(lease, "fences", || api.create(&dry_run, &object)).await? {
-                Ok(_) => return Err(taken()),
+                Ok(_) => return Err(taken),
                 Err(Silence::Api(status)) if status.message.contains(words) => return Ok(()),
                 Err(refusal) => refusal,
             };
             if refusal.is_not_found() || refusal.namespace_ends() {
                 return Err(ClusterError::Changed(format!("namespace {namespace}")));
             }
-            let Some(wait) = tries.next_wait().filter(|_| refusal.may_pass()) else {
-                return Err(refusal.into_error("the dry run that asks whether it fences"));
+            // By 422 a policy refuses that gives no other reason, or that the API server has not made out yet.
+            let again = refusal.may_pass() || matches!(&refusal, Silence::Api(status) if status.code == 422);
+            let Some(wait) = tries.next_wait().filter(|_| again) else {
+                return Err(match refusal.into_error("the question whether it fences") {
+                    ClusterError::Refused { message, .. } => ClusterError::Doubtful(message),
+                    error => error,
+                });
             };
             tokio::time::sleep(wait).await;
         }
@@ -308,6 +333,8 @@ impl Cluster {
         uid: Option<String>,
         change: impl Fn(Fence) -> Change + Send,
     ) -> Result<K, ClusterError> {
+        // Without policies even a seal would be a write that nobody could refuse.
+        self.fences(lease, namespace).await?;
         let fence = lease.next_fence().await?;
         let api = self.api::<K>(namespace);
         let (params, patch) = patch(change(fence), fence, uid.clone());

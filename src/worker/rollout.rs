@@ -1,11 +1,9 @@
 //! One deployment's rollout, under one lease: which step comes next, and what each way of stopping means.
 
-use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, ClusterError};
@@ -26,9 +24,6 @@ pub(super) struct Context {
     pub cluster: Cluster,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
-    /// The namespaces in which the cluster has shown that it fences. A session's own, so that one that begins after a long
-    /// pause asks anew.
-    pub fenced: Arc<Mutex<HashSet<String>>>,
     /// Cancelled when the process is to stop: hand over at the next safe step.
     pub handover: CancellationToken,
 }
@@ -105,7 +100,7 @@ impl From<ClusterError> for Halt {
                 retry_in: Some(around(Duration::from_secs(5))),
             },
             // While a release is being installed, the policies come a moment after the workers.
-            ClusterError::NotFenced(_) | ClusterError::NotNamed => Self::Failed {
+            ClusterError::NotFenced(_) | ClusterError::NotNamed | ClusterError::Doubtful(_) => Self::Failed {
                 reason: failure::NOT_FENCED,
                 message: error.to_string(),
                 retry_in: Some(around(Duration::from_secs(5))),

@@ -50,10 +50,9 @@ pub async fn run(
         };
         let context = Context {
             store: store.clone(),
-            cluster: cluster.clone(),
+            cluster: cluster.anew(),
             metrics: Arc::clone(&metrics),
             clock: config.session.clock.clone(),
-            fenced: Arc::default(),
             handover: shutdown.child_token(),
         };
         readiness.ready("session");

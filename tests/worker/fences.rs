@@ -109,3 +109,18 @@ async fn in_a_namespace_that_is_being_deleted_a_removal_goes_on_without_an_answe
     held.patch("held", &PatchParams::default(), &Patch::Merge(letting_go)).await.expect("let go");
     wait_for(&namespaces, &world.namespace, "to be gone", |namespace| namespace.is_none()).await;
 }
+
+/// Who put it there finds out by its status, and can delete it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_asked_for_where_no_worker_writes_is_told_and_can_be_removed() {
+    let world = World::new("home").await;
+    let (uid, misplaced) = (Uuid::new_v4(), spec(SYSTEM_NAMESPACE, "misplaced", 1));
+    world.planner.plan(uid, misplaced.clone()).await;
+    let _worker = world.worker("w", &[]);
+    let mut sql = world.sql().await;
+    let told = "put the ModelDeployment into another one";
+    sql.wait_until(&format!("EXISTS (SELECT FROM palisade.deployment WHERE failure_message LIKE '%{told}%')")).await;
+    world.planner.put(uid, misplaced, false, true).await;
+    sql.wait_until("EXISTS (SELECT FROM palisade.deployment WHERE step = 'removed')").await;
+    sql.close().await;
+}

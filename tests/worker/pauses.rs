@@ -200,8 +200,8 @@ async fn paused(kind: Kind, point: &str) {
     sql.close().await;
 }
 
-/// How many writes the policies have refused so far, by the API server's own count; without the dry runs by which each session
-/// asks whether they do.
+/// How many writes the policies have refused so far, by the API server's own count, which is one of validations; without the dry
+/// runs by which each session asks whether they do: two validations refuse the malformed fence, one the missing label.
 async fn denied(world: &World) -> f64 {
     let request = axum::http::Request::get("/metrics").body(Vec::new()).expect("a request");
     let text = world.cluster.admin().await.request_text(request).await.expect("the API server's metrics");
@@ -212,9 +212,10 @@ async fn denied(world: &World) -> f64 {
     let denied =
         ["apiserver_validating_admission_policy_check_total{", "palisade-fence", "enforcement_action=\"deny\""];
     let asked =
-        ["apiserver_request_total{", "dry_run=\"All\"", "resource=\"services\"", "verb=\"POST\"", "code=\"422\""];
-    assert!(sum(&asked) > 0.0, "not one session asked");
-    sum(&denied) - sum(&asked)
+        |code| sum(&["apiserver_request_total{", "dry_run=\"All\"", "resource=\"services\"", "verb=\"POST\"", code]);
+    let (malformed, unlabelled) = (asked("code=\"422\""), asked("code=\"403\""));
+    assert!(malformed > 0.0 && unlabelled > 0.0, "not one session asked");
+    sum(&denied) - 2.0 * malformed - unlabelled
 }
 
 /// A worker is killed at `point`; another one resumes from what is recorded, and finishes the same plan.

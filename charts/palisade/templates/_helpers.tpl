@@ -179,14 +179,14 @@ A document is read and written anew: no number in these files is large enough to
 {{- end }}
 {{- end -}}
 
-{{/* What the doctor reads where ModelDeployments are looked after: who is bound there, and which fences are in use. */}}
+{{/* The doctor asks what the policies refuse, by dry runs; a role cannot say that nothing else is meant. */}}
 {{- define "palisade.doctorAsks" -}}
-# It asks what the policies refuse, by dry runs; a role cannot say that nothing else is meant.
 - apiGroups: [""]
   resources: [services]
   verbs: [create]
 {{- end -}}
 
+{{/* What the doctor reads where ModelDeployments are looked after: who is bound there, and which fences are in use. */}}
 {{- define "palisade.doctorRules" -}}
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [{{ . }}]

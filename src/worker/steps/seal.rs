@@ -6,23 +6,11 @@ use k8s_openapi::api::core::v1::Service;
 use crate::manifests::names::REVISION_LABEL;
 use crate::worker::objects;
 use crate::worker::rollout::{Halt, Rollout, Step};
-use crate::worker::steps::apply::gone;
 
 /// From here on the API server refuses whatever an earlier owner still sends. The Service first: it is what traffic follows.
 pub async fn seal(r: &mut Rollout<'_>, first: Step) -> Result<(), Halt> {
     let (cluster, lease) = (&r.context.cluster, r.lease);
     let (namespace, name) = (&r.plan.spec.namespace, &r.plan.spec.name);
-    // Without policies even a seal would be a write that nobody could refuse.
-    // Rollouts that begin together ask side by side: one that waited for another's answer would report nothing meanwhile.
-    if !r.context.fenced.lock().await.contains(namespace) {
-        match cluster.fences(lease, namespace, name).await {
-            Ok(()) => {
-                tracing::debug!(namespace, "the cluster fences");
-                r.context.fenced.lock().await.insert(namespace.clone());
-            }
-            Err(error) => gone(error)?,
-        }
-    }
     let services = cluster.list::<Service>(lease, namespace, name).await?;
     for service in &services {
         cluster.seal(lease, service).await?;
