@@ -30,8 +30,8 @@ pub enum Heard {
 pub struct Admission {
     /// Where it was asked.
     pub namespace: String,
-    /// Of a fence that is none.
-    pub malformed: Heard,
+    /// Of a fence that is none. Not to be told where another policy spoke first: one that lacks its parameter refuses all.
+    pub malformed: Looked<Heard>,
     /// The number that the epoch object has, and what was said of a fence of that epoch, and of one of the next.
     pub epoch: Looked<Option<(i64, Heard, Heard)>>,
 }
@@ -42,15 +42,15 @@ pub(super) async fn ask(
     settings: &Settings,
     epoch: Option<&EpochObject>,
     timeout: Duration,
-) -> Looked<Admission> {
+) -> Admission {
     let namespace = settings.watched().unwrap_or_else(|| settings.namespace());
     let questions = Questions { api: Api::namespaced(client.clone(), namespace), timeout };
-    let malformed = questions.hear("none", FENCE_REFUSAL, |heard| *heard != Heard::Taken).await?;
+    let malformed = questions.hear("none", FENCE_REFUSAL, |heard| *heard != Heard::Taken).await;
     let epoch = match epoch {
         Some(EpochObject { number, .. }) => questions.epoch(*number, settings.name()).await.map(Some),
         None => Ok(None),
     };
-    Ok(Admission { namespace: namespace.to_owned(), malformed, epoch })
+    Admission { namespace: namespace.to_owned(), malformed, epoch }
 }
 
 struct Questions {
@@ -105,7 +105,8 @@ pub(super) fn check(chart: &mut Chart, admission: &Admission) {
              ValidatingAdmissionPolicy among its --disable-admission-plugins?",
         ));
     };
-    if admission.malformed == Heard::Taken {
+    let malformed = chart.seen("what the policies refuse", &admission.malformed);
+    if malformed == Some(&Heard::Taken) {
         taken(chart, "a malformed fence");
     }
     let epoch = chart.seen("what the policies refuse of other epochs", &admission.epoch).and_then(Option::as_ref);
@@ -122,7 +123,7 @@ pub(super) fn check(chart: &mut Chart, admission: &Admission) {
              after the other (Kubernetes 1.34 stops following the epoch object when all policies that read one were deleted)",
         ));
     }
-    if well {
+    if well && malformed.is_some() {
         let told = match epoch {
             Some((number, ..)) => {
                 format!("a malformed fence is refused, one of epoch {number} taken, a later one refused")

@@ -198,7 +198,7 @@ impl Look {
         }
         let number = |epoch: Looked<Option<Result<EpochObject, String>>>| epoch.ok().flatten().and_then(Result::ok);
         let before = number(self.epoch(settings.namespace()).await);
-        let mut heard = admission::ask(&self.client, settings, before.as_ref(), self.timeout).await?;
+        let mut heard = admission::ask(&self.client, settings, before.as_ref(), self.timeout).await;
         // One that was allocated meanwhile makes the answers those to another question.
         let after = number(self.epoch(settings.namespace()).await);
         if before.map(|epoch| epoch.number) != after.map(|epoch| epoch.number) {

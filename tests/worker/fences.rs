@@ -41,6 +41,11 @@ async fn a_worker_writes_nothing_in_a_cluster_that_does_not_fence_and_goes_on_by
 
     // Policies that look at every fence, and hold somebody else to a greater one: this worker could leave it out.
     let somebody_else = Settings::new(SYSTEM_NAMESPACE, [account(SYSTEM_NAMESPACE, "other")], None).expect("settings");
+    // The policy that reads the epoch would refuse everything without one, and may speak before the others.
+    let epoch = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": manifests::EPOCH_OBJECT, "namespace": SYSTEM_NAMESPACE},
+        "data": {manifests::EPOCH_KEY: "1", manifests::INCARNATION_KEY: "of the tests"}});
+    cluster.apply(&[serde_yaml::to_value(epoch).expect("YAML")]).await;
     cluster.apply(&manifests::policies(&somebody_else)).await;
     let named = "EXISTS (SELECT FROM palisade.deployment WHERE failure_reason = 'NotFenced' AND failure_message LIKE \
                  '%no admission policy …-fence-accounts names its account%--worker-account%')";
