@@ -93,7 +93,8 @@ impl Questions {
     }
 }
 
-pub(super) fn check(chart: &mut Chart, admission: &Admission) {
+/// `now`: the epoch object's number after the questions.
+pub(super) fn check(chart: &mut Chart, admission: &Admission, now: Option<i64>) {
     let mut well = true;
     let mut taken = |chart: &mut Chart, what: &str| {
         well = false;
@@ -110,6 +111,8 @@ pub(super) fn check(chart: &mut Chart, admission: &Admission) {
         taken(chart, "a malformed fence");
     }
     let epoch = chart.seen("what the policies refuse of other epochs", &admission.epoch).and_then(Option::as_ref);
+    // One that was allocated meanwhile makes the answers those to another question.
+    let epoch = epoch.filter(|(number, ..)| now == Some(*number));
     if let Some((number, _, Heard::Taken)) = epoch {
         taken(chart, &format!("a fence of epoch {}, which was never allocated", number + 1));
     }

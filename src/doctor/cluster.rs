@@ -49,7 +49,7 @@ pub struct Answers {
     pub crd: Looked<Option<serde_json::Value>>,
     /// Policies and bindings.
     pub found: Found,
-    /// What the API server refuses; nothing where it was not asked, since there are no policies yet.
+    /// What the API server refuses; nothing where it was not asked, since policies are missing or bound elsewhere.
     pub admission: Looked<Option<Admission>>,
     /// Who has the roles of workers and of the controller, by user name.
     pub bound: Looked<(Vec<String>, Vec<String>)>,
@@ -176,7 +176,8 @@ fn installed(chart: &mut Chart, answers: &Answers) {
         in_force.clone().and_then(|(workers, controller)| settings.clone().with_accounts(workers, controller).ok());
     policies::check(chart, &answers.found, policies_for.as_ref().unwrap_or(settings));
     if let Some(Some(heard)) = chart.seen("what the policies refuse", &answers.admission) {
-        admission::check(chart, heard);
+        let now = answers.epoch.as_ref().ok().and_then(|found| Some(found.as_ref()?.as_ref().ok()?.number));
+        admission::check(chart, heard, now);
     }
     accounts(chart, answers, in_force.as_ref());
     if let Some(missing) = chart.seen("the ServiceAccounts", &answers.missing_accounts) {

@@ -106,6 +106,7 @@ impl Look {
             } else {
                 self.admission(&settings, &found, identity.as_deref().ok()).await
             },
+            // After the questions: their answers count only if it is still the epoch that they were about.
             epoch: self.epoch(settings.namespace()).await,
             identity,
             settings,
@@ -196,15 +197,8 @@ impl Look {
         if accounts.any(|account| identity == Some(account.username().as_str())) {
             return Err(Unseen::NotAllowed("one of Palisade's own accounts cannot ask for others".to_owned()));
         }
-        let number = |epoch: Looked<Option<Result<EpochObject, String>>>| epoch.ok().flatten().and_then(Result::ok);
-        let before = number(self.epoch(settings.namespace()).await);
-        let mut heard = admission::ask(&self.client, settings, before.as_ref(), self.timeout).await;
-        // One that was allocated meanwhile makes the answers those to another question.
-        let after = number(self.epoch(settings.namespace()).await);
-        if before.map(|epoch| epoch.number) != after.map(|epoch| epoch.number) {
-            heard.epoch = Ok(None);
-        }
-        Ok(Some(heard))
+        let epoch = self.epoch(settings.namespace()).await.ok().flatten().and_then(Result::ok);
+        Ok(Some(admission::ask(&self.client, settings, epoch.as_ref(), self.timeout).await))
     }
 
     async fn missing_accounts(&self, settings: &Settings) -> Looked<Vec<Account>> {
